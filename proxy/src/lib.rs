@@ -1,1 +1,124 @@
-//! x
+//! The data plane: a sidecar that carries every connection of its pod.
+//!
+//! A connection goes through `accept`, then `inbound` or `outbound`, then
+//! `http` or `tcp`, and `upstream`. `control` brings the configuration.
+
+mod accept;
+mod admin;
+mod buffers;
+mod config;
+mod control;
+mod detect;
+mod dns;
+mod drain;
+mod first;
+mod http;
+mod inbound;
+mod outbound;
+mod settings;
+mod shared;
+mod tcp;
+mod telemetry;
+mod transport;
+mod upstream;
+mod worker;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::runtime::Builder;
+use tokio::task::LocalSet;
+
+use accept::{Direction, listen};
+pub use settings::Settings;
+use shared::{Phase, Shared};
+use telemetry::traces::{SpanSender, export};
+use worker::Worker;
+
+/// Where outbound connections are led.
+const OUTBOUND_PORT: u16 = 15001;
+/// Where inbound connections are led.
+const INBOUND_PORT: u16 = 15006;
+
+/// Runs until the process is told to stop and has drained.
+pub fn run(settings: Settings) -> anyhow::Result<()> {
+    raise_file_limit();
+    let settings = Arc::new(settings);
+    let cache = control::Cache::open(settings.cache.as_deref()).context("the cache folder cannot be made")?;
+    let (spans, span_queue) = SpanSender::new();
+    let (shared, wants) = Shared::new(spans);
+    let control = Builder::new_current_thread().enable_all().build()?;
+    control.block_on(async {
+        admin::serve(shared.clone(), settings.admin_port).await?;
+        dns::serve(shared.clone(), settings.clone()).await.context("DNS port 15053 cannot be opened")?;
+        tokio::spawn(control::keep_identity(shared.clone(), settings.clone(), cache.clone()));
+        tokio::spawn(control::watch(shared.clone(), settings.clone(), cache, wants));
+        tokio::spawn(export(shared.clone(), span_queue));
+        let workers = start_workers(&shared, &settings)?;
+        drain::wait_and_drain(shared, &settings).await;
+        for worker in workers {
+            // A worker that panicked has said so.
+            let _ = worker.join();
+        }
+        Ok(())
+    })
+}
+
+type Joined = std::thread::JoinHandle<()>;
+
+/// Opens the ports, then starts the data threads on them.
+fn start_workers(shared: &Arc<Shared>, settings: &Settings) -> anyhow::Result<Vec<Joined>> {
+    let mut workers = Vec::new();
+    for index in 0..settings.workers {
+        let shared = shared.clone();
+        let (opened, result) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || run_worker(shared, &opened))?;
+        result.recv().context("a worker did not start")??;
+        workers.push(thread);
+    }
+    Ok(workers)
+}
+
+fn run_worker(shared: Arc<Shared>, opened: &std::sync::mpsc::Sender<anyhow::Result<()>>) {
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = opened.send(Err(error.into()));
+            return;
+        }
+    };
+    LocalSet::new().block_on(&runtime, async {
+        let listeners = listen(OUTBOUND_PORT).and_then(|out| Ok((out, listen(INBOUND_PORT)?)));
+        let (outbound, inbound) = match listeners {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                let _ = opened.send(Err(error.into()));
+                return;
+            }
+        };
+        let worker = Worker::new(shared.clone());
+        for (listeners, direction) in [(outbound, Direction::Outbound), (inbound, Direction::Inbound)] {
+            for listener in listeners {
+                tokio::task::spawn_local(accept::accept(worker.clone(), listener, direction));
+            }
+        }
+        tokio::task::spawn_local(worker.clone().tick());
+        tokio::task::spawn_local(worker.watch_policy());
+        let _ = opened.send(Ok(()));
+        let mut phase = shared.phase.subscribe();
+        let _ = phase.wait_for(|phase| *phase == Phase::Stopping).await;
+        drain::wait_for_connections(&shared).await;
+    });
+}
+
+/// A sidecar holds two connections for each of its pod's.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}

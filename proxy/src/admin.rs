@@ -1,0 +1,112 @@
+//! Health, metrics and configuration, on the control thread: a large page
+//! never slows a request.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use crate::shared::{Phase, Shared, unix};
+use crate::telemetry::prometheus::{put_edges, put_single};
+
+type Answer = Response<Full<Bytes>>;
+
+/// Serves the admin port until the process ends.
+pub async fn serve(shared: Arc<Shared>, port: u16) -> io::Result<()> {
+    let address = SocketAddr::from(([0, 0, 0, 0], port));
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|e| io::Error::new(e.kind(), format!("admin port {port} cannot be opened: {e}")))?;
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, peer)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                let service = service_fn(|request| {
+                    let answer = answer(&shared, &request, peer);
+                    async { Ok::<_, Infallible>(answer) }
+                });
+                let served = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_secs(10))
+                    .serve_connection(TokioIo::new(stream), service);
+                let _ = served.await;
+            });
+        }
+    });
+    Ok(())
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer
+}
+
+fn answer(shared: &Shared, request: &Request<Incoming>, peer: SocketAddr) -> Answer {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/live") => text(StatusCode::OK, "live\n"),
+        (&Method::GET, "/ready") => ready(shared),
+        (&Method::GET, "/metrics") => {
+            let mut answer = text(StatusCode::OK, metrics(shared));
+            let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            answer.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+            answer
+        }
+        (_, "/config" | "/shutdown") if !peer.ip().is_loopback() => {
+            text(StatusCode::FORBIDDEN, "only from within the pod\n")
+        }
+        (&Method::GET, "/config") => text(StatusCode::OK, shared.describe().to_string()),
+        (&Method::POST, "/shutdown") => {
+            shared.phase.send_modify(|phase| *phase = (*phase).max(Phase::Draining));
+            text(StatusCode::OK, "draining\n")
+        }
+        (_, "/live" | "/ready" | "/metrics" | "/config" | "/shutdown") => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "another method is needed\n")
+        }
+        _ => text(StatusCode::NOT_FOUND, "/ready /live /metrics /config /shutdown\n"),
+    }
+}
+
+fn ready(shared: &Shared) -> Answer {
+    let missing = if shared.tls.load().is_none() {
+        "no certificate yet\n"
+    } else if !shared.ready.load(Ordering::Acquire) {
+        "no configuration yet\n"
+    } else {
+        return text(StatusCode::OK, "ready\n");
+    };
+    text(StatusCode::SERVICE_UNAVAILABLE, missing)
+}
+
+fn metrics(shared: &Shared) -> String {
+    let mut out = String::new();
+    let totals = shared.registry.totals();
+    put_edges(&mut out, &totals);
+    let open = shared.open_connections.load(Ordering::Relaxed) as f64;
+    put_single(&mut out, "weft_open_connections", "gauge", "Connections open.", open);
+    let tls = shared.tls.load();
+    if let Some(tls) = &*tls {
+        let end = unix(tls.svid.not_after) as f64;
+        let help = "When the certificate ends, seconds since the epoch.";
+        put_single(&mut out, "weft_certificate_not_after_seconds", "gauge", help, end);
+        let left = end - unix(SystemTime::now()) as f64;
+        put_single(&mut out, "weft_certificate_seconds_left", "gauge", "Life left of the certificate.", left);
+    }
+    let dropped = shared.spans.dropped() as f64;
+    put_single(&mut out, "weft_spans_dropped_total", "counter", "Spans that could not be sent.", dropped);
+    out
+}

@@ -1,0 +1,114 @@
+//! Gets a certificate, and a new one at half of its life.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use rustls::pki_types::CertificateDer;
+use tonic::metadata::MetadataValue;
+use weft_identity::{ALPN_GRPC, PeerRule, Svid, TrustBundle, client_config, new_key_and_csr};
+use weft_proto::identity_client::IdentityClient;
+use weft_proto::{CertifyRequest, CertifyResponse};
+
+use super::cache::Cache;
+use super::channel::connect;
+use crate::settings::Settings;
+use crate::shared::{Shared, TlsMaterial};
+
+const MIN_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+/// Keeps the proxy's identity valid until the process ends.
+pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: Cache) {
+    let mut renew_at = SystemTime::now();
+    if let Some((svid, bundle)) = cache.identity()
+        && svid.not_after > SystemTime::now()
+    {
+        tracing::info!(identity = %svid.identity, "identity taken from the cache");
+        renew_at = svid.renew_at(svid.not_before + Duration::from_secs(300));
+        install(&shared, svid, bundle);
+    }
+    let mut backoff = MIN_BACKOFF;
+    loop {
+        // A clock that is set while this sleeps is noticed within a second.
+        while SystemTime::now() < renew_at {
+            let left = renew_at.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::sleep(left.min(Duration::from_secs(1))).await;
+        }
+        match certify(&settings, &cache).await {
+            Ok((svid, bundle)) => {
+                tracing::info!(identity = %svid.identity, "certificate received");
+                let issued = SystemTime::now();
+                let at = svid.renew_at(issued);
+                let life = at.duration_since(issued).unwrap_or_default();
+                // Ten percent of jitter: pods that started together part.
+                renew_at = at - life.mul_f64(0.1 * rand::random::<f64>());
+                install(&shared, svid, bundle);
+                backoff = MIN_BACKOFF;
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "no certificate yet");
+                renew_at = SystemTime::now() + backoff.mul_f64(0.5 + rand::random::<f64>());
+                backoff = (backoff * 2).min(MAX_BACKOFF);
+            }
+        }
+    }
+}
+
+/// Puts an identity in force. The roots that the control plane names later are
+/// added by `rebuild`.
+fn install(shared: &Shared, svid: Svid, bundle: TrustBundle) {
+    let mesh = shared.mesh.load();
+    let bundle = if mesh.bundle.roots().is_empty() { bundle } else { mesh.bundle.clone() };
+    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+    match TlsMaterial::new(generation, svid, bundle) {
+        Ok(material) => shared.tls.store(Some(Arc::new(material))),
+        Err(error) => tracing::error!(%error, "a certificate cannot be used"),
+    }
+}
+
+/// Makes the TLS configurations anew for other roots.
+pub fn rebuild(shared: &Shared, bundle: &TrustBundle) {
+    let Some(old) = shared.tls.load_full() else { return };
+    if old.bundle == *bundle {
+        return;
+    }
+    if let Ok(svid) = Svid::new(old.svid.chain.clone(), old.svid.key_der.clone()) {
+        let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+        match TlsMaterial::new(generation, svid, bundle.clone()) {
+            Ok(material) => shared.tls.store(Some(Arc::new(material))),
+            Err(error) => tracing::error!(%error, "the new roots cannot be used"),
+        }
+    }
+}
+
+async fn certify(settings: &Settings, cache: &Cache) -> anyhow::Result<(Svid, TrustBundle)> {
+    let roots = std::fs::read_to_string(&settings.trust_bundle)
+        .with_context(|| format!("the trust bundle {} cannot be read", settings.trust_bundle.display()))?;
+    let bundle = TrustBundle::from_pem(&roots).context("the trust bundle cannot be used")?;
+    let token = std::fs::read_to_string(&settings.token)
+        .with_context(|| format!("the token {} cannot be read", settings.token.display()))?;
+    let rule = PeerRule::Exactly(settings.control_plane_identity.parse()?);
+    let tls = client_config(None, &bundle, rule, &[ALPN_GRPC])?;
+    let channel = connect(settings.control_plane, tls)
+        .await
+        .with_context(|| format!("the control plane {} cannot be reached", settings.control_plane))?;
+    let (key_der, csr_der) = new_key_and_csr()?;
+    let mut request = tonic::Request::new(CertifyRequest { csr_der });
+    let bearer: MetadataValue<_> = format!("Bearer {}", token.trim()).parse()?;
+    request.metadata_mut().insert("authorization", bearer);
+    request.set_timeout(Duration::from_secs(10));
+    let response: CertifyResponse = IdentityClient::new(channel)
+        .certify(request)
+        .await
+        .context("the control plane refused")?
+        .into_inner();
+    let chain = response.chain_der.iter().cloned().map(CertificateDer::from).collect();
+    let svid = Svid::new(chain, key_der.clone())?;
+    let bundle = TrustBundle::from_der(response.roots_der.iter().cloned())?;
+    cache.put_identity(&key_der, &response);
+    Ok((svid, bundle))
+}

@@ -1,0 +1,185 @@
+//! Connections that requests come by: one after the other in HTTP/1, side by
+//! side in HTTP/2.
+
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::exchange::{Next, exchange};
+use super::fields::Known;
+use super::h1::{self, Framing, HeadError, Message};
+use super::h2::{Connection, Dialect, Role, Stream, drive};
+use super::head::{RequestHead, Version};
+use super::leg::Leg;
+use super::local::LocalResponse;
+use super::plan::Side;
+use crate::shared::Phase;
+use crate::telemetry::Flag;
+use crate::transport::Io;
+
+/// For a head that has begun to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between asking callers to leave and taking no more requests: a round trip,
+/// amply.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Serves HTTP/1 until the connection ends.
+pub async fn serve_h1(side: &Side, io: Io) {
+    let mut leg = Leg::H1(Box::new(Message::new(io)));
+    let mut phase = side.worker().shared.phase.subscribe();
+    loop {
+        let Leg::H1(message) = &mut leg else { return };
+        match next_request(message, &mut phase).await {
+            Ok(Some((head, framing))) => {
+                message.start_reading(framing);
+                // In a box of its own, so that an idle connection is small.
+                let next = Box::pin(exchange(side, &mut leg, head, framing)).await;
+                if next == Next::Close {
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(error) => {
+                refuse(side, &mut leg, &error).await;
+                break;
+            }
+        }
+    }
+    if let Leg::H1(message) = &mut leg {
+        linger(message).await;
+    }
+}
+
+type Request = (RequestHead, Framing);
+
+/// Waits for a request. `None`: the connection has ended, or ought to, and no
+/// request has begun.
+async fn next_request(
+    message: &mut Message,
+    phase: &mut tokio::sync::watch::Receiver<Phase>,
+) -> io::Result<Option<Request>> {
+    let mut parse = |bytes: &[u8]| {
+        let mut head = RequestHead::default();
+        let parsed = h1::parse_request(bytes, &mut head)?;
+        Ok::<_, HeadError>(parsed.map(|(length, framing)| (length, (head, framing))))
+    };
+    // Usually it is there already, or nothing is.
+    let first = poll_fn(|cx| match message.poll_head(cx, &mut parse) {
+        Poll::Ready(head) => Poll::Ready(Some(head)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await;
+    if let Some(head) = first {
+        return head;
+    }
+    if !message.has_input() {
+        message.release();
+        tokio::select! {
+            head = poll_fn(|cx| {
+                let head = message.poll_head(cx, &mut parse);
+                match head {
+                    Poll::Pending if message.has_input() => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(head) => Poll::Ready(Some(head)),
+                }
+            }) => {
+                if let Some(head) = head {
+                    return head;
+                }
+            }
+            // An idle connection ends when the application has gone: until
+            // then a request that is on its way is answered.
+            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return Ok(None),
+        }
+    }
+    let rest = poll_fn(|cx| message.poll_head(cx, &mut parse));
+    tokio::time::timeout(HEAD_TIMEOUT, rest)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Says what is wrong with a request that could not be read.
+async fn refuse(side: &Side, leg: &mut Leg, error: &io::Error) {
+    let head = error.get_ref().and_then(|e| e.downcast_ref::<HeadError>());
+    let status = match (head, error.kind()) {
+        (Some(head), _) => head.status(),
+        (None, io::ErrorKind::TimedOut) => 408,
+        _ => return,
+    };
+    tracing::debug!(%error, "a request was refused");
+    let mut response = LocalResponse::new(Flag::Malformed);
+    response.status = status;
+    let id = format!("{:016x}", side.worker().random());
+    response.send(leg, false, Version::H11, &id, true);
+    let _ = poll_fn(|cx| leg.poll_finish(cx)).await;
+    let outcome = crate::telemetry::Outcome { status, grpc: None, flag: Flag::Malformed };
+    side.edge(None, None, "http").request(outcome, Duration::ZERO);
+}
+
+/// Ends the sending side and reads on for a moment, so that the last answer is
+/// not lost to a reset (RFC 9112 section 9.6).
+async fn linger(message: &mut Message) {
+    let drain = poll_fn(|cx| {
+        if message.poll_shutdown(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let mut scratch = crate::buffers::take_scratch();
+        let read = loop {
+            match message.io.poll_read(cx, &mut scratch) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => break Poll::Ready(()),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        crate::buffers::put_back(scratch);
+        read
+    });
+    let _ = tokio::time::timeout(Duration::from_secs(1), drain).await;
+}
+
+/// Serves HTTP/2, or the mesh's framing, until the connection ends.
+pub async fn serve_h2(side: Rc<Side>, io: Io, initial: Vec<u8>, dialect: Dialect) {
+    let connection = Connection::new(Role::Server, dialect);
+    let mut phase = side.worker().shared.phase.subscribe();
+    let driving = drive(connection.clone(), io, initial, |stream, head| {
+        let side = side.clone();
+        tokio::task::spawn_local(answer(side, stream, head));
+    });
+    let leaving = async {
+        if phase.wait_for(|phase| *phase >= Phase::Draining).await.is_ok() {
+            connection.announce_shutdown();
+            tokio::time::sleep(GRACE).await;
+            connection.shutdown();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = driving => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended");
+            }
+        }
+        () = leaving => {}
+    }
+}
+
+async fn answer(side: Rc<Side>, stream: Stream, head: RequestHead) {
+    let framing = body_framing(&stream, &head);
+    let mut leg = Leg::H2(stream);
+    exchange(&side, &mut leg, head, framing).await;
+}
+
+/// How a body that came in frames is framed where frames are not spoken.
+fn body_framing(stream: &Stream, head: &RequestHead) -> Framing {
+    if stream.complete_body() == Some(0) || head.wants_tunnel() {
+        return Framing::None;
+    }
+    let length = head.fields.known(Known::ContentLength).next();
+    match length.and_then(|l| std::str::from_utf8(l).ok()?.parse().ok()) {
+        Some(0) => Framing::None,
+        Some(length) => Framing::Length(length),
+        None => Framing::Chunked,
+    }
+}

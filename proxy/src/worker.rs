@@ -1,0 +1,341 @@
+//! One data thread: a current-thread runtime with its own listeners,
+//! connections and counters. Workers share nothing but the configuration.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::config::{Backend, Destination, Endpoint, Inbound};
+use crate::shared::{Shared, Slot};
+use crate::telemetry::{Edge, EdgeKey, WorkerEdges};
+use crate::upstream::{Balancer, LocalEndpoint};
+
+/// A destination that was not used for this long is let go.
+const LAPSE: Duration = Duration::from_secs(120);
+
+/// A data thread's state.
+pub struct Worker {
+    /// What all threads see.
+    pub shared: Arc<Shared>,
+    /// Counters.
+    pub edges: WorkerEdges,
+    /// Calls that a change of policy may end.
+    pub calls: ActiveCalls,
+    endpoints: RefCell<HashMap<(SocketAddr, bool), Rc<LocalEndpoint>>>,
+    destinations: RefCell<HashMap<SocketAddr, Rc<LocalDestination>>>,
+    balancers: RefCell<HashMap<String, Rc<Balancer>>>,
+    random: Cell<u64>,
+}
+
+/// A destination, and what was learned about it here.
+pub struct LocalDestination {
+    slot: Arc<Slot<Destination>>,
+    used: Cell<Instant>,
+    /// The server of an undeclared port spoke first the last time.
+    pub server_first: Cell<bool>,
+    edges: RefCell<Vec<(EdgeMark, Rc<Edge>)>>,
+}
+
+/// Tells edges of one destination apart without comparing texts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct EdgeMark {
+    rule: *const u8,
+    backend: *const u8,
+    endpoint: *const LocalEndpoint,
+    protocol: &'static str,
+}
+
+impl Worker {
+    /// A worker without connections.
+    pub fn new(shared: Arc<Shared>) -> Rc<Self> {
+        Rc::new(Self {
+            shared,
+            edges: WorkerEdges::default(),
+            calls: ActiveCalls::default(),
+            endpoints: RefCell::default(),
+            destinations: RefCell::default(),
+            balancers: RefCell::default(),
+            random: Cell::new(rand::random::<u64>() | 1),
+        })
+    }
+
+    /// Xorshift: for choices that nobody must be unable to guess.
+    pub fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        x
+    }
+
+    /// Uniform over `0..n`; 0 for an empty range.
+    pub fn random_below(&self, n: usize) -> usize {
+        ((u128::from(self.random()) * n as u128) >> 64) as usize
+    }
+
+    /// The local state of an endpoint.
+    pub fn endpoint(&self, endpoint: &Endpoint) -> Rc<LocalEndpoint> {
+        let mut endpoints = self.endpoints.borrow_mut();
+        let key = (endpoint.address, endpoint.identity.is_some());
+        if let Some(local) = endpoints.get(&key)
+            && local.identity == endpoint.identity
+            && local.workload == endpoint.workload
+        {
+            return local.clone();
+        }
+        let Endpoint { address, identity, workload, namespace, .. } = endpoint;
+        let local = LocalEndpoint::new(*address, identity.clone(), workload, namespace);
+        if let Some(former) = endpoints.insert(key, local.clone()) {
+            former.retire();
+        }
+        local
+    }
+
+    /// An endpoint that is known by its address.
+    pub fn known_endpoint(&self, address: SocketAddr) -> Option<Rc<LocalEndpoint>> {
+        let endpoints = self.endpoints.borrow();
+        let meshed = endpoints.get(&(address, true));
+        meshed.or_else(|| endpoints.get(&(address, false))).cloned()
+    }
+
+    /// The application behind this proxy, at the address that was called.
+    pub fn application(&self, address: SocketAddr) -> Rc<LocalEndpoint> {
+        let key = (address, false);
+        if let Some(local) = self.endpoints.borrow().get(&key) {
+            return local.clone();
+        }
+        let local = LocalEndpoint::new(address, None, "", "");
+        self.endpoints.borrow_mut().insert(key, local.clone());
+        local
+    }
+
+    /// What an address leads to; waits for the control plane a bounded time.
+    pub async fn destination(&self, address: SocketAddr) -> Option<(Rc<LocalDestination>, Arc<Destination>)> {
+        let known = self.destinations.borrow().get(&address).cloned();
+        let local = known.unwrap_or_else(|| {
+            let local = Rc::new(LocalDestination {
+                slot: self.shared.destination(address),
+                used: Cell::new(Instant::now()),
+                server_first: Cell::new(false),
+                edges: RefCell::default(),
+            });
+            self.destinations.borrow_mut().insert(address, local.clone());
+            local
+        });
+        local.used.set(Instant::now());
+        let destination = match local.slot.get() {
+            Some(destination) => destination,
+            None => local.slot.wait().await?,
+        };
+        Some((local, destination))
+    }
+
+    /// The balancer of a backend; `None` if its reference does not resolve.
+    pub fn balancer(&self, backend: &Backend) -> Option<Rc<Balancer>> {
+        let (name, slot) = backend.endpoints.as_ref()?;
+        if let Some(balancer) = self.balancers.borrow().get(name) {
+            return Some(balancer.clone());
+        }
+        let balancer = Balancer::new(slot.clone());
+        self.balancers.borrow_mut().insert(name.clone(), balancer.clone());
+        Some(balancer)
+    }
+
+    /// Once a second, until the process ends: counters, dead connections, what
+    /// is no longer used.
+    pub async fn tick(self: Rc<Self>) {
+        let mut interval = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            interval.tick().await;
+            let now = Instant::now();
+            self.edges.flush(&self.shared.registry);
+            let endpoints: Vec<_> = self.endpoints.borrow().values().cloned().collect();
+            for endpoint in endpoints {
+                endpoint.tick(now);
+            }
+            self.destinations.borrow_mut().retain(|_, local| {
+                let keep = now.duration_since(local.used.get()) < LAPSE || Rc::strong_count(local) > 1;
+                if keep {
+                    self.shared.touch(&local.slot);
+                }
+                keep
+            });
+            crate::buffers::release_bulk();
+            self.balancers.borrow_mut().retain(|_, b| Rc::strong_count(b) > 1 || b.is_used(now, LAPSE));
+            self.endpoints
+                .borrow_mut()
+                .retain(|_, e| Rc::strong_count(e) > 1 || !e.is_unused());
+        }
+    }
+
+    /// Looks at open calls again whenever the own pod's configuration changes.
+    pub async fn watch_policy(self: Rc<Self>) {
+        let mut changes = self.shared.inbound_changes.subscribe();
+        while changes.changed().await.is_ok() {
+            let inbound = self.shared.inbound.load_full();
+            self.calls.look_again(&inbound);
+        }
+    }
+}
+
+impl LocalDestination {
+    /// What it is now: routes change while a connection is open.
+    pub fn current(&self) -> Option<Arc<Destination>> {
+        self.used.set(Instant::now());
+        self.slot.get()
+    }
+
+    /// The counters for a request by this rule and backend to this endpoint.
+    pub fn edge(
+        &self,
+        rule: &str,
+        backend: &str,
+        endpoint: Option<&Rc<LocalEndpoint>>,
+        protocol: &'static str,
+        make: impl FnOnce() -> Rc<Edge>,
+    ) -> Rc<Edge> {
+        let mark = EdgeMark {
+            rule: rule.as_ptr(),
+            backend: backend.as_ptr(),
+            endpoint: endpoint.map_or(std::ptr::null(), Rc::as_ptr),
+            protocol,
+        };
+        let mut edges = self.edges.borrow_mut();
+        if let Some((_, edge)) = edges.iter().find(|(m, edge)| {
+            *m == mark && &*edge.key().route == rule && endpoint.is_none_or(|e| *edge.key().destination == *e.workload)
+        }) {
+            return edge.clone();
+        }
+        if edges.len() >= 64 {
+            edges.clear();
+        }
+        let edge = make();
+        edges.push((mark, edge.clone()));
+        edge
+    }
+}
+
+/// What is known of the caller and the callee of an edge.
+pub fn outbound_key(
+    shared: &Shared,
+    service: &Arc<str>,
+    route: &Arc<str>,
+    backend: &Arc<str>,
+    endpoint: Option<&LocalEndpoint>,
+    protocol: &'static str,
+) -> EdgeKey {
+    let inbound = shared.inbound.load();
+    let own = &inbound.workload;
+    let identity = endpoint.and_then(|e| e.identity.as_ref());
+    EdgeKey {
+        outbound: true,
+        source: own.owner.as_str().into(),
+        source_namespace: own.namespace.as_str().into(),
+        source_identity: own.spiffe_id.as_str().into(),
+        destination: endpoint.map(|e| e.workload.as_str()).unwrap_or_default().into(),
+        destination_namespace: endpoint.map(|e| e.namespace.as_str()).unwrap_or_default().into(),
+        destination_identity: identity.map(|i| i.as_str()).unwrap_or_default().into(),
+        service: service.clone(),
+        backend: backend.clone(),
+        route: route.clone(),
+        protocol,
+        mtls: identity.is_some(),
+    }
+}
+
+/// Calls that last: connections and streams, looked at again when a policy
+/// changes.
+#[derive(Default)]
+pub struct ActiveCalls {
+    calls: RefCell<Slab<ActiveCall>>,
+}
+
+struct ActiveCall {
+    allowed: Box<dyn Fn(&Inbound) -> bool>,
+    ended: Rc<Cell<bool>>,
+    waker: Option<Waker>,
+}
+
+/// A call's place among the active ones, until it is dropped.
+pub struct CallGuard {
+    worker: Rc<Worker>,
+    key: usize,
+    ended: Rc<Cell<bool>>,
+}
+
+impl ActiveCalls {
+    /// Registers a call; `allowed` says whether a configuration lets it go on.
+    pub fn register(worker: &Rc<Worker>, allowed: Box<dyn Fn(&Inbound) -> bool>) -> CallGuard {
+        let ended = Rc::new(Cell::new(false));
+        let call = ActiveCall {
+            allowed,
+            ended: ended.clone(),
+            waker: None,
+        };
+        let key = worker.calls.calls.borrow_mut().insert(call);
+        CallGuard {
+            worker: worker.clone(),
+            key,
+            ended,
+        }
+    }
+
+    fn look_again(&self, inbound: &Inbound) {
+        for (_, call) in self.calls.borrow_mut().iter_mut() {
+            if !(call.allowed)(inbound) {
+                call.ended.set(true);
+                if let Some(waker) = call.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
+    }
+}
+
+impl CallGuard {
+    /// Whether the call must end now; otherwise wakes the task when it must.
+    pub fn must_end(&self, waker: &Waker) -> bool {
+        if !self.ended.get()
+            && let Some(call) = self.worker.calls.calls.borrow_mut().get_mut(self.key)
+        {
+            match &mut call.waker {
+                Some(known) if known.will_wake(waker) => {}
+                slot => *slot = Some(waker.clone()),
+            }
+        }
+        self.ended.get()
+    }
+}
+
+impl Drop for CallGuard {
+    fn drop(&mut self) {
+        self.worker.calls.calls.borrow_mut().try_remove(self.key);
+    }
+}
+
+/// The pod's own addresses, as its interfaces had them at the start.
+pub fn own_addresses() -> Vec<IpAddr> {
+    static OWN: std::sync::OnceLock<Vec<IpAddr>> = std::sync::OnceLock::new();
+    OWN.get_or_init(|| {
+        nix::ifaddrs::getifaddrs()
+            .map(|all| {
+                all.filter_map(|i| i.address)
+                    .filter_map(|a| {
+                        a.as_sockaddr_in()
+                            .map(|v4| IpAddr::from(v4.ip()))
+                            .or_else(|| a.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+                    })
+                    .filter(|ip| !ip.is_loopback())
+                    .collect()
+            })
+            .unwrap_or_default()
+    })
+    .clone()
+}
