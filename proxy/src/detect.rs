@@ -92,15 +92,10 @@ fn parse_hello(bytes: &[u8]) -> Result<bool, bool> {
         if header.first() != Some(&0x16) {
             return Err(false);
         }
-        let record = match records.prefixed(2) {
-            Ok(record) => record,
-            Err(_) => {
-                // The start of a record is of use already.
-                handshake.extend_from_slice(records.0.get(..).unwrap_or_default());
-                break;
-            }
-        };
-        handshake.extend_from_slice(record.0);
+        let length = records.number(2)?;
+        // The start of a record is of use already.
+        let here = length.min(records.0.len());
+        handshake.extend_from_slice(records.take(here)?);
     }
     let mut message = Bytes(&handshake);
     if message.number(1)? != 1 {

@@ -40,11 +40,13 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     };
     drop(destination);
     let (spoken, early) = match declared {
-        Protocol::Http1 => (Spoken::Http1, Vec::new()),
-        Protocol::Http2 => (Spoken::Http2, Vec::new()),
         Protocol::Tcp => (Spoken::Opaque, Vec::new()),
-        Protocol::Detect => {
-            let connect = async || opaque(&worker, &local).await.map(|(io, _)| io);
+        declared => {
+            let connect = async || match declared {
+                Protocol::Detect => opaque(&worker, &local).await.map(|(io, _)| io),
+                // Of HTTP, the client speaks first.
+                _ => std::future::pending().await,
+            };
             let at_once = local.server_first.get();
             match first(&mut client, at_once, connect).await {
                 Ok(First::Client(spoken, early)) => (spoken, early),

@@ -1,0 +1,370 @@
+//! Everything that is known, and what follows from it: events in, resources
+//! out. No I/O, no clock, no lock.
+//!
+//! A computed resource remembers what it was computed from. A change marks the
+//! things that it touches, and only resources that depend on one of them are
+//! computed again; one whose content stays the same keeps its version, and is
+//! not sent.
+
+mod destination;
+mod inbound;
+mod status;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use prost::Message;
+use weft_api::{
+    AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute, LABEL_INJECTED,
+    LABEL_SERVICE_NAME, Object, ObjectKey, Pod, Service,
+};
+use weft_proto as proto;
+use weft_proto::{Resource, names, resource::Body};
+
+/// What is said once for the whole mesh.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)]
+pub struct MeshSettings {
+    pub trust_domain: String,
+    pub roots_der: Vec<Vec<u8>>,
+    pub cidrs: Vec<String>,
+    pub otlp_endpoint: String,
+    pub trace_sampling: f64,
+}
+
+/// Namespace and name.
+type Name = (String, String);
+
+/// What a resource may depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Dependency {
+    /// A service, its slices and the routes attached to it.
+    Service(Name),
+    /// Which services a namespace has.
+    Services(String),
+    Pod(Name),
+    Address(IpAddr),
+    /// Policies of a namespace.
+    Policies(String),
+    Mesh,
+}
+
+struct Computed {
+    at: u64,
+    dependencies: Vec<Dependency>,
+    resource: Option<Arc<Resource>>,
+}
+
+/// All objects, and the resources computed from them.
+pub struct Index {
+    mesh: MeshSettings,
+    objects: BTreeMap<ObjectKey, Object>,
+    services: HashMap<Name, Service>,
+    slices: HashMap<Name, Vec<EndpointSlice>>,
+    routes: HashMap<Name, Vec<HttpRoute>>,
+    pods: HashMap<Name, Pod>,
+    pods_by_address: HashMap<IpAddr, Name>,
+    services_by_address: HashMap<IpAddr, Name>,
+    authorization: HashMap<String, Vec<AuthorizationPolicy>>,
+    authentication: HashMap<String, Vec<AuthenticationPolicy>>,
+    generation: u64,
+    touched: HashMap<Dependency, u64>,
+    computed: HashMap<(String, String), Computed>,
+}
+
+/// Who asks: what it gets may depend on that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Asker {
+    pub namespace: String,
+    pub pod: String,
+}
+
+/// Computed resources kept beside those in use.
+const MAX_COMPUTED: usize = 100_000;
+
+impl Index {
+    /// An index without objects.
+    pub fn new(mesh: MeshSettings) -> Self {
+        Self {
+            mesh,
+            objects: BTreeMap::new(),
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            routes: HashMap::new(),
+            pods: HashMap::new(),
+            pods_by_address: HashMap::new(),
+            services_by_address: HashMap::new(),
+            authorization: HashMap::new(),
+            authentication: HashMap::new(),
+            generation: 1,
+            touched: HashMap::new(),
+            computed: HashMap::new(),
+        }
+    }
+
+    /// Takes the set of all objects; `true`: something changed.
+    pub fn replace(&mut self, all: BTreeMap<ObjectKey, Object>) -> bool {
+        let old = std::mem::take(&mut self.objects);
+        let mut touched = Vec::new();
+        for (key, object) in &old {
+            if all.get(key) != Some(object) {
+                touched.extend(touches(object));
+            }
+        }
+        for (key, object) in &all {
+            if old.get(key) != Some(object) {
+                touched.extend(touches(object));
+            }
+        }
+        self.objects = all;
+        if touched.is_empty() {
+            return false;
+        }
+        self.generation += 1;
+        for dependency in touched {
+            self.touched.insert(dependency, self.generation);
+        }
+        self.rebuild();
+        true
+    }
+
+    /// Other roots of trust.
+    pub fn set_roots(&mut self, roots_der: Vec<Vec<u8>>) {
+        if self.mesh.roots_der != roots_der {
+            self.mesh.roots_der = roots_der;
+            self.generation += 1;
+            self.touched.insert(Dependency::Mesh, self.generation);
+        }
+    }
+
+    /// The tables by which objects are found.
+    fn rebuild(&mut self) {
+        self.services.clear();
+        self.slices.clear();
+        self.routes.clear();
+        self.pods.clear();
+        self.pods_by_address.clear();
+        self.services_by_address.clear();
+        self.authorization.clear();
+        self.authentication.clear();
+        for (key, object) in &self.objects {
+            let name = (key.namespace.clone(), key.name.clone());
+            match object {
+                Object::Service(service) => {
+                    for ip in service.cluster_ips().iter().filter_map(|ip| ip.parse().ok()) {
+                        self.services_by_address.insert(ip, name.clone());
+                    }
+                    self.services.insert(name, service.clone());
+                }
+                Object::EndpointSlice(slice) => {
+                    let service = slice.metadata.labels.get(LABEL_SERVICE_NAME);
+                    let service = (key.namespace.clone(), service.cloned().unwrap_or_default());
+                    self.slices.entry(service).or_default().push(slice.clone());
+                }
+                Object::HTTPRoute(route) => {
+                    for parent in parents(route) {
+                        let routes = self.routes.entry(parent).or_default();
+                        if !routes.iter().any(|r| r.metadata == route.metadata) {
+                            routes.push(route.clone());
+                        }
+                    }
+                }
+                Object::Pod(pod) => {
+                    for ip in pod_addresses(pod) {
+                        self.pods_by_address.insert(ip, name.clone());
+                    }
+                    self.pods.insert(name, pod.clone());
+                }
+                Object::AuthorizationPolicy(policy) => {
+                    let list = self.authorization.entry(key.namespace.clone()).or_default();
+                    list.push(policy.clone());
+                }
+                Object::AuthenticationPolicy(policy) => {
+                    let list = self.authentication.entry(key.namespace.clone()).or_default();
+                    list.push(policy.clone());
+                }
+                Object::Namespace(_) | Object::ServiceAccount(_) | Object::Deployment(_) => {}
+            }
+        }
+    }
+
+    /// A resource by name, as this asker is to see it. `None`: it does not
+    /// exist (yet), or is not the asker's to know.
+    pub fn resolve(&mut self, name: &str, asker: &Asker) -> Option<Arc<Resource>> {
+        let scope = match name {
+            names::INBOUND => format!("{}/{}", asker.namespace, asker.pod),
+            _ if name.starts_with("dest/") => asker.namespace.clone(),
+            _ => String::new(),
+        };
+        let key = (name.to_owned(), scope);
+        if let Some(computed) = self.computed.get(&key)
+            && !computed.dependencies.iter().any(|d| self.touched.get(d).is_some_and(|at| *at > computed.at))
+        {
+            return computed.resource.clone();
+        }
+        let mut dependencies = Vec::new();
+        let body = self.compute(name, asker, &mut dependencies);
+        let resource = body.map(|body| Arc::new(versioned(name, body)));
+        if self.computed.len() > MAX_COMPUTED {
+            self.computed.clear();
+        }
+        self.computed.insert(key, Computed { at: self.generation, dependencies, resource: resource.clone() });
+        resource
+    }
+
+    fn compute(&self, name: &str, asker: &Asker, on: &mut Vec<Dependency>) -> Option<Body> {
+        match name.split_once('/') {
+            None if name == names::MESH => {
+                on.push(Dependency::Mesh);
+                Some(Body::Mesh(self.mesh()))
+            }
+            None if name == names::INBOUND => self.inbound(&asker.namespace, &asker.pod, on).map(Body::Inbound),
+            Some(("dest", address)) => {
+                let address = address.parse().ok()?;
+                Some(Body::Destination(self.destination(address, asker, on)))
+            }
+            Some(("endpoints", rest)) => {
+                let mut parts = rest.split('/');
+                let (namespace, service, port) = (parts.next()?, parts.next()?, parts.next()?.parse().ok()?);
+                Some(Body::Endpoints(self.endpoints(namespace, service, port, on)))
+            }
+            Some(("name", host)) => Some(Body::NameAnswer(self.name_answer(host, on))),
+            _ => None,
+        }
+    }
+
+    fn mesh(&self) -> proto::Mesh {
+        proto::Mesh {
+            trust_domain: self.mesh.trust_domain.clone(),
+            roots_der: self.mesh.roots_der.clone(),
+            cidrs: self.mesh.cidrs.clone(),
+            otlp_endpoint: self.mesh.otlp_endpoint.clone(),
+            trace_sampling: self.mesh.trace_sampling,
+        }
+    }
+
+    /// A pod by name.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
+        self.pods.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// The identity of a pod's service account.
+    pub fn identity(&self, pod: &Pod) -> String {
+        format!(
+            "spiffe://{}/ns/{}/sa/{}",
+            self.mesh.trust_domain,
+            pod.metadata.namespace,
+            pod.spec.account()
+        )
+    }
+
+    /// Pods by name, `deploy/NAME`, or the service that leads to them.
+    pub fn find_pods(&self, namespace: &str, name: &str) -> Vec<Name> {
+        let in_namespace = self.pods.keys().filter(|(ns, _)| ns == namespace);
+        if let Some(owner) = name.strip_prefix("deploy/") {
+            return in_namespace.filter(|key| self.owner(key) == owner).cloned().collect();
+        }
+        let key = (namespace.to_owned(), name.to_owned());
+        if self.pods.contains_key(&key) {
+            return vec![key];
+        }
+        let slices = self.slices.get(&key).into_iter().flatten();
+        let targets = slices.flat_map(|s| &s.endpoints).filter_map(|e| e.target_ref.as_ref());
+        let mut pods: Vec<_> = targets.map(|t| (t.namespace.clone(), t.name.clone())).collect();
+        pods.sort();
+        pods.dedup();
+        pods
+    }
+
+    /// Name of the Deployment that a pod belongs to, or its own.
+    fn owner(&self, key: &Name) -> String {
+        let pod = self.pods.get(key);
+        let label = pod.and_then(|p| p.metadata.labels.get(LABEL_DEPLOYMENT));
+        label.cloned().unwrap_or_else(|| key.1.clone())
+    }
+}
+
+/// Label by which a pod names its Deployment.
+pub const LABEL_DEPLOYMENT: &str = "weft.dev/deployment";
+
+/// Whether a pod has a sidecar.
+pub fn is_meshed(pod: &Pod) -> bool {
+    pod.metadata.labels.get(LABEL_INJECTED).is_some_and(|v| v == "true")
+}
+
+/// A pod's addresses.
+pub fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {
+    let status = pod.status.iter();
+    status.flat_map(|s| &s.pod_ips).filter_map(|ip| ip.ip.parse().ok()).collect()
+}
+
+/// The services that a route is attached to.
+fn parents(route: &HttpRoute) -> Vec<Name> {
+    let own = &route.metadata.namespace;
+    route
+        .spec
+        .parent_refs
+        .iter()
+        .map(|p| (if p.namespace.is_empty() { own.clone() } else { p.namespace.clone() }, p.name.clone()))
+        .collect()
+}
+
+/// What may look different because of an object.
+fn touches(object: &Object) -> Vec<Dependency> {
+    let metadata = object.metadata();
+    let namespace = metadata.namespace.clone();
+    let name = (namespace.clone(), metadata.name.clone());
+    match object {
+        Object::Service(service) => {
+            let mut touched = vec![Dependency::Service(name), Dependency::Services(namespace)];
+            let addresses = service.cluster_ips();
+            touched.extend(addresses.iter().filter_map(|ip| ip.parse().ok()).map(Dependency::Address));
+            touched
+        }
+        Object::EndpointSlice(slice) => {
+            let service = slice.metadata.labels.get(LABEL_SERVICE_NAME).cloned().unwrap_or_default();
+            vec![Dependency::Service((namespace.clone(), service)), Dependency::Services(namespace)]
+        }
+        Object::HTTPRoute(route) => {
+            parents(route).into_iter().map(Dependency::Service).collect()
+        }
+        Object::Pod(pod) => {
+            let mut touched = vec![Dependency::Pod(name)];
+            touched.extend(pod_addresses(pod).into_iter().map(Dependency::Address));
+            touched
+        }
+        Object::AuthorizationPolicy(_) | Object::AuthenticationPolicy(_) => {
+            vec![Dependency::Policies(namespace)]
+        }
+        Object::Namespace(_) | Object::ServiceAccount(_) | Object::Deployment(_) => Vec::new(),
+    }
+}
+
+/// The version is a hash of the content: the same on every replica.
+fn versioned(name: &str, body: Body) -> Resource {
+    let mut resource = Resource {
+        name: name.to_owned(),
+        version: String::new(),
+        body: Some(body),
+    };
+    let hash = blake3::hash(&resource.encode_to_vec());
+    resource.version = hash.to_hex().get(..32).unwrap_or_default().to_owned();
+    resource
+}
+
+/// What a port is declared to speak (KEP-3726 and Kubernetes' standard values).
+fn protocol(app_protocol: &str) -> proto::Protocol {
+    match app_protocol {
+        "http" | "kubernetes.io/ws" => proto::Protocol::Http1,
+        "grpc" | "http2" | "kubernetes.io/h2c" => proto::Protocol::Http2,
+        "tcp" | "tls" | "https" | "mysql" | "postgresql" | "redis" | "mongo" | "kubernetes.io/wss" => {
+            proto::Protocol::Tcp
+        }
+        _ => proto::Protocol::Detect,
+    }
+}
+
+#[cfg(test)]
+mod tests;
