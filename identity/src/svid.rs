@@ -115,3 +115,16 @@ pub fn new_key_and_csr() -> Result<(Vec<u8>, Vec<u8>), SvidError> {
         .map_err(bad)?;
     Ok((key.serialize_der(), csr.der().to_vec()))
 }
+
+/// Makes a P-256 key for signing tokens. Returns the private (PKCS#8) and the
+/// public half, both PEM.
+pub fn new_signing_key() -> Result<(String, String), SvidError> {
+    let key = KeyPair::generate().map_err(|e| SvidError::Key(e.to_string()))?;
+    Ok((key.serialize_pem(), key.public_key_pem()))
+}
+
+/// Start and end of a certificate's validity.
+pub fn certificate_dates(der: &[u8]) -> Result<(SystemTime, SystemTime), SvidError> {
+    let facts = facts(&CertificateDer::from(der))?;
+    Ok((facts.not_before, facts.not_after))
+}

@@ -1,0 +1,36 @@
+//! Asking the control plane.
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+use weft_local::MeshPaths;
+use weft_proto::operator_client::OperatorClient;
+
+/// Runs a conversation with a mesh's control plane.
+pub fn with_operator<T, F: Future<Output = anyhow::Result<T>>>(
+    mesh: &str,
+    talk: impl FnOnce(OperatorClient<Channel>) -> F,
+) -> anyhow::Result<T> {
+    let socket = MeshPaths::new(mesh).operator_socket();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = connect(socket)
+            .await
+            .with_context(|| format!("the control plane of the mesh {mesh} cannot be reached: is it up? (`meshctl local ps --name {mesh}`)"))?;
+        talk(client).await
+    })
+}
+
+async fn connect(socket: PathBuf) -> anyhow::Result<OperatorClient<Channel>> {
+    let connector = service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://operator.weft").connect_with_connector(connector).await?;
+    Ok(OperatorClient::new(channel).max_decoding_message_size(64 * 1024 * 1024))
+}

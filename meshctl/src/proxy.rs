@@ -1,0 +1,55 @@
+//! `meshctl proxy`: asks a sidecar, from within its pod.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use weft_local::MeshPaths;
+use weft_local::client::pods;
+
+use crate::cli::{Format, ProxyArgs, ProxyCommand};
+use crate::local::{enter_pod, find_pod};
+
+/// The sidecar's admin port.
+const ADMIN: u16 = 15020;
+
+pub fn run(command: ProxyCommand) -> anyhow::Result<ExitCode> {
+    let (args, path) = match &command {
+        ProxyCommand::Config(args) => (args, "/config"),
+        ProxyCommand::Metrics(args) => (args, "/metrics"),
+    };
+    let body = ask(args, path)?;
+    match (&command, args.mesh.output) {
+        (ProxyCommand::Config(_), Format::Yaml) => {
+            let value: serde_json::Value = serde_json::from_str(&body)?;
+            print!("{}", serde_saphyr::to_string(&value)?);
+        }
+        (ProxyCommand::Config(_), _) => {
+            let value: serde_json::Value = serde_json::from_str(&body)?;
+            println!("{}", serde_json::to_string_pretty(&value)?);
+        }
+        (ProxyCommand::Metrics(_), _) => print!("{body}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask(args: &ProxyArgs, path: &str) -> anyhow::Result<String> {
+    let pods = pods(&MeshPaths::new(&args.mesh.name))?;
+    let pod = find_pod(&pods, &args.namespace, &args.pod)?;
+    if !pod.meshed {
+        bail!("{} has no sidecar", pod.pod);
+    }
+    enter_pod(pod, false)?;
+    let mut stream = TcpStream::connect(("127.0.0.1", ADMIN)).context("the sidecar does not answer")?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the sidecar's answer is not HTTP")?;
+    if !head.starts_with("HTTP/1.1 200") {
+        bail!("the sidecar answered {}", head.lines().next().unwrap_or_default());
+    }
+    Ok(body.to_owned())
+}
