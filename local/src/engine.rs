@@ -69,10 +69,11 @@ pub fn run_outer(settings: &EngineSettings) -> anyhow::Result<()> {
         .stdin(Stdio::null())
         .spawn()?;
     let status = inner.wait()?;
-    let _ = fs::remove_dir_all(paths.root());
     if !status.success() {
+        // The log says why; the next `up` or `down` removes it.
         bail!("the engine ended: {status}");
     }
+    fs::remove_dir_all(paths.root())?;
     Ok(())
 }
 
