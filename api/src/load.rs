@@ -168,7 +168,10 @@ pub fn parse_object(mut document: Value) -> Result<Object, Vec<Problem>> {
         let known: Vec<&str> = KINDS.iter().map(|(k, _)| *k).collect();
         return Err(problem(
             "kind",
-            format!("{kind:?} is not run here; known kinds: {}", known.join(", ")),
+            format!(
+                "{kind:?} is not run here; known kinds: {}",
+                known.join(", ")
+            ),
         ));
     };
     if version != *wanted {
@@ -179,7 +182,12 @@ pub fn parse_object(mut document: Value) -> Result<Object, Vec<Problem>> {
     }
     // What an API server adds, and says nothing about what is wanted.
     if let Some(Value::Object(metadata)) = document.get_mut("metadata") {
-        for added in ["resourceVersion", "generation", "managedFields", "ownerReferences"] {
+        for added in [
+            "resourceVersion",
+            "generation",
+            "managedFields",
+            "ownerReferences",
+        ] {
             metadata.remove(added);
         }
     }

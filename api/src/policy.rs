@@ -73,12 +73,20 @@ pub enum PolicySource {
         service_account: ServiceAccountRef,
     },
     #[serde(rename = "SPIFFE")]
-    Spiffe { spiffe: String },
-    Namespace { namespace: String },
+    Spiffe {
+        spiffe: String,
+    },
+    Namespace {
+        namespace: String,
+    },
     #[serde(rename_all = "camelCase")]
-    TrustDomain { trust_domain: String },
+    TrustDomain {
+        trust_domain: String,
+    },
     #[serde(rename = "IPBlock", rename_all = "camelCase")]
-    IpBlock { ip_block: IpBlock },
+    IpBlock {
+        ip_block: IpBlock,
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -112,41 +112,66 @@ pub fn validate(object: &Object) -> Vec<Problem> {
 
 fn validate_service(service: &Service, problems: &mut Problems) {
     let spec = &service.spec;
-    problems.unless(is_dns_label(&service.metadata.name), "metadata.name", || {
-        "the name of a Service has no dots".to_owned()
-    });
+    problems.unless(
+        is_dns_label(&service.metadata.name),
+        "metadata.name",
+        || "the name of a Service has no dots".to_owned(),
+    );
     let kind = spec.service_type.as_str();
     problems.unless(matches!(kind, "" | "ClusterIP"), "spec.type", || {
         format!("{kind:?} is not run here: use ClusterIP, or clusterIP: None")
     });
     for ip in spec.cluster_ips.iter().chain([&spec.cluster_ip]) {
         let fine = ip.is_empty() || ip == "None" || ip.parse::<IpAddr>().is_ok();
-        problems.unless(fine, "spec.clusterIP", || format!("{ip:?} is not an address"));
+        problems.unless(fine, "spec.clusterIP", || {
+            format!("{ip:?} is not an address")
+        });
     }
-    problems.unless(!spec.ports.is_empty(), "spec.ports", || "name at least one".to_owned());
+    problems.unless(!spec.ports.is_empty(), "spec.ports", || {
+        "name at least one".to_owned()
+    });
     for (i, port) in spec.ports.iter().enumerate() {
         let at = format!("spec.ports[{i}]");
         problems.unless(port.port > 0, &at, || "port must be 1 to 65535".to_owned());
         problems.unless(matches!(port.protocol.as_str(), "" | "TCP"), &at, || {
-            format!("protocol {:?} is not run here: the mesh carries TCP", port.protocol)
+            format!(
+                "protocol {:?} is not run here: the mesh carries TCP",
+                port.protocol
+            )
         });
-        problems.unless(spec.ports.len() == 1 || is_dns_label(&port.name), &at, || {
-            "several ports need a name each".to_owned()
+        problems.unless(
+            spec.ports.len() == 1 || is_dns_label(&port.name),
+            &at,
+            || "several ports need a name each".to_owned(),
+        );
+        let twin = spec
+            .ports
+            .iter()
+            .take(i)
+            .any(|p| p.port == port.port || p.name == port.name);
+        problems.unless(!twin, &at, || {
+            "another one has this name or number".to_owned()
         });
-        let twin = spec.ports.iter().take(i).any(|p| p.port == port.port || p.name == port.name);
-        problems.unless(!twin, &at, || "another one has this name or number".to_owned());
     }
 }
 
 fn validate_pod(spec: &PodSpec, at: &str, problems: &mut Problems) {
-    problems.unless(!spec.containers.is_empty(), &format!("{at}.containers"), || {
-        "name at least one".to_owned()
-    });
+    problems.unless(
+        !spec.containers.is_empty(),
+        &format!("{at}.containers"),
+        || "name at least one".to_owned(),
+    );
     for (i, container) in spec.containers.iter().enumerate() {
         let path = format!("{at}.containers[{i}]");
         validate_container(container, &path, problems);
-        let twin = spec.containers.iter().take(i).any(|c| c.name == container.name);
-        problems.unless(!twin, &format!("{path}.name"), || "is used twice".to_owned());
+        let twin = spec
+            .containers
+            .iter()
+            .take(i)
+            .any(|c| c.name == container.name);
+        problems.unless(!twin, &format!("{path}.name"), || {
+            "is used twice".to_owned()
+        });
     }
 }
 
@@ -156,14 +181,27 @@ fn validate_container(container: &Container, at: &str, problems: &mut Problems) 
     });
     for (i, variable) in container.env.iter().enumerate() {
         let fine = !variable.name.is_empty() && !variable.name.contains(['=', '\0']);
-        problems.unless(fine, &format!("{at}.env[{i}].name"), || "is not usable".to_owned());
+        problems.unless(fine, &format!("{at}.env[{i}].name"), || {
+            "is not usable".to_owned()
+        });
         if let Some(source) = &variable.value_from {
-            const FIELDS: [&str; 4] =
-                ["metadata.name", "metadata.namespace", "status.podIP", "spec.serviceAccountName"];
+            const FIELDS: [&str; 4] = [
+                "metadata.name",
+                "metadata.namespace",
+                "status.podIP",
+                "spec.serviceAccountName",
+            ];
             let path = source.field_ref.field_path.as_str();
-            problems.unless(FIELDS.contains(&path), &format!("{at}.env[{i}].valueFrom"), || {
-                format!("fieldPath {path:?} is not known here: {}", FIELDS.join(", "))
-            });
+            problems.unless(
+                FIELDS.contains(&path),
+                &format!("{at}.env[{i}].valueFrom"),
+                || {
+                    format!(
+                        "fieldPath {path:?} is not known here: {}",
+                        FIELDS.join(", ")
+                    )
+                },
+            );
         }
     }
     if let Some(probe) = &container.readiness_probe {
@@ -179,7 +217,10 @@ fn validate_route(spec: &HttpRouteSpec, problems: &mut Problems) {
         "name the Service that the route is for".to_owned()
     });
     for (i, parent) in spec.parent_refs.iter().enumerate() {
-        let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
+        let group = parent
+            .group
+            .as_deref()
+            .unwrap_or("gateway.networking.k8s.io");
         let kind = parent.kind.as_deref().unwrap_or("Gateway");
         let fine = matches!((group, kind), ("" | "core", "Service"));
         problems.unless(fine, &format!("spec.parentRefs[{i}]"), || {
@@ -233,8 +274,12 @@ fn validate_route(spec: &HttpRouteSpec, problems: &mut Problems) {
 fn validate_filters(filters: &[HttpRouteFilter], at: &str, problems: &mut Problems) {
     for (i, filter) in filters.iter().enumerate() {
         let modifier = match filter {
-            HttpRouteFilter::RequestHeaderModifier { request_header_modifier: m }
-            | HttpRouteFilter::ResponseHeaderModifier { response_header_modifier: m } => m,
+            HttpRouteFilter::RequestHeaderModifier {
+                request_header_modifier: m,
+            }
+            | HttpRouteFilter::ResponseHeaderModifier {
+                response_header_modifier: m,
+            } => m,
         };
         validate_header_filter(modifier, &format!("{at}[{i}]"), problems);
     }
@@ -242,23 +287,44 @@ fn validate_filters(filters: &[HttpRouteFilter], at: &str, problems: &mut Proble
 
 /// Fields that frame a message or name its host are not a filter's to change.
 fn validate_header_filter(filter: &HeaderFilter, at: &str, problems: &mut Problems) {
-    const FORBIDDEN: [&str; 6] =
-        ["connection", "content-length", "host", "te", "transfer-encoding", "upgrade"];
-    let names = filter.set.iter().chain(&filter.add).map(|h| &h.name).chain(&filter.remove);
+    const FORBIDDEN: [&str; 6] = [
+        "connection",
+        "content-length",
+        "host",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let names = filter
+        .set
+        .iter()
+        .chain(&filter.add)
+        .map(|h| &h.name)
+        .chain(&filter.remove);
     for name in names {
         let fine = is_token(name) && !FORBIDDEN.contains(&name.to_ascii_lowercase().as_str());
-        problems.unless(fine, at, || format!("the header {name:?} cannot be changed"));
+        problems.unless(fine, at, || {
+            format!("the header {name:?} cannot be changed")
+        });
     }
     for header in filter.set.iter().chain(&filter.add) {
-        let fine = header.value.bytes().all(|b| b == b'\t' || (b >= b' ' && b != 0x7f));
-        problems.unless(fine, at, || format!("the value of {:?} has control characters", header.name));
+        let fine = header
+            .value
+            .bytes()
+            .all(|b| b == b'\t' || (b >= b' ' && b != 0x7f));
+        problems.unless(fine, at, || {
+            format!("the value of {:?} has control characters", header.name)
+        });
     }
 }
 
 /// RFC 9110 section 5.6.2.
 fn is_token(text: &str) -> bool {
     let special = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || special(b))
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || special(b))
 }
 
 fn validate_path(path: Option<&HttpPathMatch>, at: &str, problems: &mut Problems) {
@@ -271,7 +337,10 @@ fn validate_path(path: Option<&HttpPathMatch>, at: &str, problems: &mut Problems
             });
             let fine = !path.value.contains("//") && !path.value.contains("/../");
             problems.unless(fine, at, || {
-                format!("{:?} is not in normal form: no '//' and no '/../'", path.value)
+                format!(
+                    "{:?} is not in normal form: no '//' and no '/../'",
+                    path.value
+                )
             });
         }
     }
@@ -292,7 +361,10 @@ fn validate_regex(expression: &str, at: &str, problems: &mut Problems) {
         .size_limit(REGEX_SIZE)
         .build();
     if let Err(error) = compiled {
-        problems.add(at, format!("{expression:?} is not a usable regular expression: {error}"));
+        problems.add(
+            at,
+            format!("{expression:?} is not a usable regular expression: {error}"),
+        );
     }
 }
 
@@ -345,7 +417,9 @@ fn validate_authorization(spec: &AuthorizationPolicySpec, problems: &mut Problem
 fn validate_source(source: &PolicySource, at: &str, problems: &mut Problems) {
     match source {
         PolicySource::ServiceAccount { service_account } => {
-            problems.unless(!service_account.name.is_empty(), at, || "name is missing".to_owned());
+            problems.unless(!service_account.name.is_empty(), at, || {
+                "name is missing".to_owned()
+            });
         }
         PolicySource::Spiffe { spiffe } => {
             problems.unless(spiffe.starts_with("spiffe://"), at, || {

@@ -59,7 +59,10 @@ fn an_object_survives_writing_and_reading() {
 #[test]
 fn an_unknown_kind_is_refused_by_name() {
     let told = errors("{apiVersion: batch/v1, kind: Job, metadata: {name: j}}");
-    assert!(told.contains("\"Job\" is not run here") && told.contains("Deployment"), "{told}");
+    assert!(
+        told.contains("\"Job\" is not run here") && told.contains("Deployment"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -67,7 +70,10 @@ fn an_unknown_field_is_refused_with_its_place() {
     let told = errors(
         "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{name: c, lifecycle: {}}]}}",
     );
-    assert!(told.contains("spec.containers[0]") && told.contains("lifecycle"), "{told}");
+    assert!(
+        told.contains("spec.containers[0]") && told.contains("lifecycle"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -100,7 +106,12 @@ spec:
     backendRefs: [{name: web}]
 "#,
     );
-    for part in ["spec.parentRefs[0]", "regular expression", "attempts is above", "port is missing"] {
+    for part in [
+        "spec.parentRefs[0]",
+        "regular expression",
+        "attempts is above",
+        "port is missing",
+    ] {
         assert!(told.contains(part), "{part} in {told}");
     }
 }
@@ -112,7 +123,10 @@ fn hostile_yaml_is_refused_in_bounded_time() {
         ('b'..='k')
             .map(|c| {
                 let previous = (c as u8 - 1) as char;
-                format!("{c}: &{c} [{}]\n", vec![format!("*{previous}"); 9].join(","))
+                format!(
+                    "{c}: &{c} [{}]\n",
+                    vec![format!("*{previous}"); 9].join(",")
+                )
             })
             .collect::<String>()
     );

@@ -100,7 +100,12 @@ fn read(family: Family) -> Result<String, CaptureError> {
 }
 
 fn restore(family: Family, text: &str) -> Result<(), CaptureError> {
-    run(family.restore_program(), &["--noflush", "--wait", "5"], text).map(|_| ())
+    run(
+        family.restore_program(),
+        &["--noflush", "--wait", "5"],
+        text,
+    )
+    .map(|_| ())
 }
 
 fn run(program: &'static str, args: &[&str], input: &str) -> Result<String, CaptureError> {
@@ -127,7 +132,9 @@ fn run(program: &'static str, args: &[&str], input: &str) -> Result<String, Capt
         .wait_with_output()
         .map_err(|e| failed(e.to_string()))?;
     if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
+        let message = String::from_utf8_lossy(&output.stderr)
+            .trim()
+            .replace('\n', " ");
         return Err(failed(message));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())

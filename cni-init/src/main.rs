@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ipnet::IpNet;
-use weft_cni_init::{CaptureRules, Family, PROXY_UID, apply, enter_network_namespace, remove, verify};
+use weft_cni_init::{
+    CaptureRules, Family, PROXY_UID, apply, enter_network_namespace, remove, verify,
+};
 
 /// Sets the rules that lead a pod's connections into its proxy.
 ///

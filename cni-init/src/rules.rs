@@ -79,7 +79,9 @@ impl CaptureRules {
         for port in [ADMIN_PORT].iter().chain(&self.exclude_inbound_ports) {
             rules.push(format!("-A {INPUT} -p tcp -m tcp --dport {port} -j RETURN"));
         }
-        rules.push(format!("-A {INPUT} -p tcp -j REDIRECT --to-ports {INBOUND_PORT}"));
+        rules.push(format!(
+            "-A {INPUT} -p tcp -j REDIRECT --to-ports {INBOUND_PORT}"
+        ));
         rules
     }
 
@@ -166,7 +168,11 @@ impl CaptureRules {
             let lines = saved.lines().map(str::trim);
             lines.filter(move |line: &&str| line.starts_with(prefix))
         };
-        let found: Vec<&str> = prefixes.iter().map(String::as_str).flat_map(of_chain).collect();
+        let found: Vec<&str> = prefixes
+            .iter()
+            .map(String::as_str)
+            .flat_map(of_chain)
+            .collect();
         let wanted = self.chain_rules(family);
         let mut differences: Vec<String> = Self::jumps()
             .iter()
@@ -229,7 +235,11 @@ mod tests {
             exclude_outbound_cidrs: vec!["192.0.2.0/24".parse().unwrap_or_default()],
             ..Default::default()
         };
-        assert!(rules.transaction(Family::V4, "").contains("-d 192.0.2.0/24 -j RETURN"));
+        assert!(
+            rules
+                .transaction(Family::V4, "")
+                .contains("-d 192.0.2.0/24 -j RETURN")
+        );
         assert!(!rules.transaction(Family::V6, "").contains("192.0.2.0"));
     }
 }

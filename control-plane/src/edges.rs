@@ -40,14 +40,22 @@ impl EdgeStore {
     pub fn add(&self, reports: Vec<EdgeReport>) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if inner.recent.back().is_none_or(|(start, _)| now.duration_since(*start) > SLICE) {
+        if inner
+            .recent
+            .back()
+            .is_none_or(|(start, _)| now.duration_since(*start) > SLICE)
+        {
             inner.recent.push_back((now, Edges::new()));
         }
         while inner.recent.len() > SLICES {
             inner.recent.pop_front();
         }
         for report in reports {
-            let key = report.key.as_ref().map(EdgeKey::encode_to_vec).unwrap_or_default();
+            let key = report
+                .key
+                .as_ref()
+                .map(EdgeKey::encode_to_vec)
+                .unwrap_or_default();
             if let Some((_, slice)) = inner.recent.back_mut() {
                 merge(slice, key.clone(), &report);
             }
@@ -61,18 +69,28 @@ impl EdgeStore {
         let now = Instant::now();
         if window_seconds == 0 {
             let edges = inner.total.values().cloned().collect();
-            return EdgesResponse { edges, seconds: now.duration_since(inner.start).as_secs_f64() };
+            return EdgesResponse {
+                edges,
+                seconds: now.duration_since(inner.start).as_secs_f64(),
+            };
         }
         let window = Duration::from_secs(window_seconds.into());
         let mut edges = Edges::new();
         let mut seconds = SLICE.as_secs_f64();
-        for (start, slice) in inner.recent.iter().filter(|(start, _)| now.duration_since(*start) <= window) {
+        for (start, slice) in inner
+            .recent
+            .iter()
+            .filter(|(start, _)| now.duration_since(*start) <= window)
+        {
             seconds = seconds.max(now.duration_since(*start).as_secs_f64());
             for (key, report) in slice {
                 merge(&mut edges, key.clone(), report);
             }
         }
-        EdgesResponse { edges: edges.into_values().collect(), seconds }
+        EdgesResponse {
+            edges: edges.into_values().collect(),
+            seconds,
+        }
     }
 }
 
@@ -80,7 +98,10 @@ fn merge(edges: &mut Edges, key: Vec<u8>, report: &EdgeReport) {
     if edges.len() >= MAX_EDGES && !edges.contains_key(&key) {
         return;
     }
-    let sum = edges.entry(key).or_insert_with(|| EdgeReport { key: report.key.clone(), ..Default::default() });
+    let sum = edges.entry(key).or_insert_with(|| EdgeReport {
+        key: report.key.clone(),
+        ..Default::default()
+    });
     sum.requests += report.requests;
     sum.failures += report.failures;
     sum.denied += report.denied;
@@ -90,7 +111,8 @@ fn merge(edges: &mut Edges, key: Vec<u8>, report: &EdgeReport) {
     sum.received_bytes += report.received_bytes;
     sum.would_deny += report.would_deny;
     if sum.latency_buckets.len() < report.latency_buckets.len() {
-        sum.latency_buckets.resize(report.latency_buckets.len().min(128), 0);
+        sum.latency_buckets
+            .resize(report.latency_buckets.len().min(128), 0);
     }
     for (to, from) in sum.latency_buckets.iter_mut().zip(&report.latency_buckets) {
         *to = to.saturating_add(*from);

@@ -54,7 +54,12 @@ impl Issuer {
 
     /// Roots, DER.
     pub fn roots_der(&self) -> Vec<Vec<u8>> {
-        self.current().bundle.roots().iter().map(|r| r.to_vec()).collect()
+        self.current()
+            .bundle
+            .roots()
+            .iter()
+            .map(|r| r.to_vec())
+            .collect()
     }
 
     /// The intermediate, DER.
@@ -68,9 +73,17 @@ impl Issuer {
     }
 
     /// Signs a leaf. Returns the chain, DER.
-    pub fn sign(&self, csr_der: &[u8], identity: &SpiffeId) -> Result<Vec<Vec<u8>>, AuthorityError> {
+    pub fn sign(
+        &self,
+        csr_der: &[u8],
+        identity: &SpiffeId,
+    ) -> Result<Vec<Vec<u8>>, AuthorityError> {
         let lifetime = self.lifetime;
-        let chain = self.current().authority.sign(&LeafRequest { csr_der, identity, lifetime })?;
+        let chain = self.current().authority.sign(&LeafRequest {
+            csr_der,
+            identity,
+            lifetime,
+        })?;
         Ok(chain.into_iter().map(|c| c.to_vec()).collect())
     }
 
@@ -90,8 +103,15 @@ impl Issuer {
 }
 
 fn modified(folder: &Path) -> Option<SystemTime> {
-    let of = |name| std::fs::metadata(folder.join(name)).and_then(|m| m.modified()).ok();
-    ["tls.crt", "tls.key", "ca.crt"].into_iter().filter_map(of).max()
+    let of = |name| {
+        std::fs::metadata(folder.join(name))
+            .and_then(|m| m.modified())
+            .ok()
+    };
+    ["tls.crt", "tls.key", "ca.crt"]
+        .into_iter()
+        .filter_map(of)
+        .max()
 }
 
 impl Current {
@@ -99,18 +119,36 @@ impl Current {
         let read_at = modified(folder);
         let read = |name: &str| {
             let path = folder.join(name);
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("{} cannot be read: make an issuer with `meshctl ca init`", path.display()))
+            std::fs::read_to_string(&path).with_context(|| {
+                format!(
+                    "{} cannot be read: make an issuer with `meshctl ca init`",
+                    path.display()
+                )
+            })
         };
         let authority = Authority::from_pem(&read("tls.crt")?, &read("tls.key")?)?;
         let bundle = TrustBundle::from_pem(&read("ca.crt")?)?;
-        let identity = SpiffeId::new(authority.trust_domain(), weft_api::ROOT_NAMESPACE, SERVICE_ACCOUNT)?;
+        let identity = SpiffeId::new(
+            authority.trust_domain(),
+            weft_api::ROOT_NAMESPACE,
+            SERVICE_ACCOUNT,
+        )?;
         let (key_der, csr_der) = new_key_and_csr()?;
-        let chain = authority.sign(&LeafRequest { csr_der: &csr_der, identity: &identity, lifetime })?;
+        let chain = authority.sign(&LeafRequest {
+            csr_der: &csr_der,
+            identity: &identity,
+            lifetime,
+        })?;
         let svid = Svid::new(chain, key_der)?;
         let server = server_config_optional_client(&svid, &bundle, &[ALPN_GRPC])?;
         let renew_at = svid.renew_at(SystemTime::now());
-        Ok(Self { authority, bundle, server, renew_at, read_at })
+        Ok(Self {
+            authority,
+            bundle,
+            server,
+            renew_at,
+            read_at,
+        })
     }
 }
 

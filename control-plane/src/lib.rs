@@ -65,7 +65,9 @@ pub struct Settings {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed = weft_api::GatewayDuration::parse(text);
-    parsed.map(|d| d.0).ok_or_else(|| "write it like 24h, 10m or 90s".to_owned())
+    parsed
+        .map(|d| d.0)
+        .ok_or_else(|| "write it like 24h, 10m or 90s".to_owned())
 }
 
 /// What the parts of the control plane share.
@@ -94,7 +96,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let index = Index::new(index::MeshSettings {
         trust_domain: issuer.trust_domain(),
         roots_der: issuer.roots_der(),
-        cidrs: settings.mesh_cidrs.iter().map(ToString::to_string).collect(),
+        cidrs: settings
+            .mesh_cidrs
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         otlp_endpoint: settings.otlp_endpoint.clone(),
         trace_sampling: settings.trace_sampling,
     });

@@ -40,7 +40,8 @@ impl ProxyStore {
 
     /// Forgets proxies whose pod is gone.
     pub fn retain(&self, exists: impl Fn(&str, &str) -> bool) {
-        lock(&self.proxies).retain(|(namespace, pod), state| state.connected || exists(namespace, pod));
+        lock(&self.proxies)
+            .retain(|(namespace, pod), state| state.connected || exists(namespace, pod));
     }
 
     /// All of them, by name.
@@ -62,6 +63,11 @@ impl ProxyStore {
     /// What other replicas of an identity use: sent ahead, so that the first
     /// request waits for nothing.
     pub fn remembered(&self, identity: &str) -> Vec<String> {
-        lock(&self.used).get(identity).into_iter().flatten().cloned().collect()
+        lock(&self.used)
+            .get(identity)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 }

@@ -82,7 +82,10 @@ impl Directory {
                     for error in errors {
                         tracing::error!("{error}; what was said before stays in force");
                     }
-                    let file = self.files.entry(path).or_insert(File { stamp: Stamp(None, 0), objects: vec![] });
+                    let file = self.files.entry(path).or_insert(File {
+                        stamp: Stamp(None, 0),
+                        objects: vec![],
+                    });
                     file.stamp = stamp;
                 }
             }
@@ -97,9 +100,16 @@ impl Directory {
     }
 
     fn list(&self) -> BTreeMap<PathBuf, Stamp> {
-        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(&self.folder)
+            .into_iter()
+            .flatten()
+            .flatten();
         entries
-            .filter(|e| e.path().extension().is_some_and(|x| x == "json" || x == "yaml" || x == "yml"))
+            .filter(|e| {
+                e.path()
+                    .extension()
+                    .is_some_and(|x| x == "json" || x == "yaml" || x == "yml")
+            })
             .filter_map(|e| {
                 let meta = e.metadata().ok()?;
                 Some((e.path(), Stamp(meta.modified().ok(), meta.len())))

@@ -52,8 +52,10 @@ pub struct TokenKey(DecodingKey);
 impl TokenKey {
     /// Reads a public key, PEM.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let pem = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let key = DecodingKey::from_ec_pem(&pem).context("the token key is not an EC public key")?;
+        let pem =
+            std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let key =
+            DecodingKey::from_ec_pem(&pem).context("the token key is not an EC public key")?;
         Ok(Self(key))
     }
 
@@ -70,7 +72,10 @@ impl TokenKey {
             .map_err(|e| format!("the service-account token is refused: {e}"))?
             .claims;
         let Claims { sub, kubernetes: k } = claims;
-        let wanted = format!("system:serviceaccount:{}:{}", k.namespace, k.serviceaccount.name);
+        let wanted = format!(
+            "system:serviceaccount:{}:{}",
+            k.namespace, k.serviceaccount.name
+        );
         if sub != wanted {
             return Err("the service-account token contradicts itself".to_owned());
         }

@@ -61,8 +61,12 @@ pub struct Root {
 pub fn new_root(common_name: &str) -> Result<Root, AuthorityError> {
     let key = KeyPair::generate().map_err(material("the root's key"))?;
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::OrganizationName, "Weft");
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "Weft");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params, SystemTime::now(), 3650 * DAY);
@@ -111,7 +115,9 @@ impl Root {
             .map_err(material("the root's certificate"))?;
         let key = KeyPair::generate().map_err(material("the intermediate's key"))?;
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::OrganizationName, "Weft");
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "Weft");
         params
             .distinguished_name
             .push(DnType::CommonName, format!("Weft issuer of {trust_domain}"));
@@ -145,7 +151,9 @@ impl Authority {
             .uris
             .iter()
             .find_map(|u| TrustDomain::from_uri(u))
-            .ok_or_else(|| bad("it names no trust domain (URI spiffe://TRUST-DOMAIN)".to_owned()))?;
+            .ok_or_else(
+                || bad("it names no trust domain (URI spiffe://TRUST-DOMAIN)".to_owned()),
+            )?;
         let key = KeyPair::from_pem(key_pem).map_err(material("the issuer's key"))?;
         if facts.public_key != key.subject_public_key_info() {
             return Err(bad("its key is another one".to_owned()));

@@ -65,16 +65,15 @@ impl Verifier {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), Error> {
-        let identity = verify_peer(&self.bundle, leaf, intermediates, now, usage).map_err(refuse)?;
+        let identity =
+            verify_peer(&self.bundle, leaf, intermediates, now, usage).map_err(refuse)?;
         match &self.rule {
-            PeerRule::Exactly(expected) if *expected != identity => {
-                Err(Error::InvalidCertificate(CertificateError::Other(
-                    OtherError(Arc::new(WrongPeer {
-                        expected: expected.clone(),
-                        identity,
-                    })),
-                )))
-            }
+            PeerRule::Exactly(expected) if *expected != identity => Err(Error::InvalidCertificate(
+                CertificateError::Other(OtherError(Arc::new(WrongPeer {
+                    expected: expected.clone(),
+                    identity,
+                }))),
+            )),
             _ => Ok(()),
         }
     }

@@ -4,11 +4,11 @@
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::UnixTime;
+use webpki::KeyUsage;
 use weft_identity::{
     Authority, LeafRequest, Root, SpiffeId, TrustBundle, TrustDomain, VerifyError, new_key_and_csr,
     new_root, verify_peer,
 };
-use webpki::KeyUsage;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -18,7 +18,11 @@ fn authority(root: &Root, trust_domain: &str) -> Authority {
     Authority::from_pem(&certificate, &key).unwrap()
 }
 
-fn leaf(by: &Authority, id: &str, lifetime: Duration) -> Vec<rustls_pki_types::CertificateDer<'static>> {
+fn leaf(
+    by: &Authority,
+    id: &str,
+    lifetime: Duration,
+) -> Vec<rustls_pki_types::CertificateDer<'static>> {
     let (_, csr_der) = new_key_and_csr().unwrap();
     by.sign(&LeafRequest {
         csr_der: &csr_der,
@@ -28,33 +32,60 @@ fn leaf(by: &Authority, id: &str, lifetime: Duration) -> Vec<rustls_pki_types::C
     .unwrap()
 }
 
-fn verify(bundle: &Root, chain: &[rustls_pki_types::CertificateDer<'_>]) -> Result<SpiffeId, VerifyError> {
+fn verify(
+    bundle: &Root,
+    chain: &[rustls_pki_types::CertificateDer<'_>],
+) -> Result<SpiffeId, VerifyError> {
     let bundle = TrustBundle::from_pem(&bundle.certificate_pem).unwrap();
-    verify_peer(&bundle, &chain[0], &chain[1..], UnixTime::now(), KeyUsage::server_auth())
+    verify_peer(
+        &bundle,
+        &chain[0],
+        &chain[1..],
+        UnixTime::now(),
+        KeyUsage::server_auth(),
+    )
 }
 
 #[test]
 fn a_leaf_of_the_mesh_proves_its_identity() {
     let root = new_root("test").unwrap();
-    let chain = leaf(&authority(&root, "east.example"), "spiffe://east.example/ns/shop/sa/web", HOUR);
+    let chain = leaf(
+        &authority(&root, "east.example"),
+        "spiffe://east.example/ns/shop/sa/web",
+        HOUR,
+    );
     assert_eq!(verify(&root, &chain).unwrap().service_account(), "web");
 }
 
 #[test]
 fn a_leaf_of_another_root_is_refused() {
     let (root, foreign) = (new_root("test").unwrap(), new_root("test").unwrap());
-    let chain = leaf(&authority(&foreign, "east.example"), "spiffe://east.example/ns/shop/sa/web", HOUR);
+    let chain = leaf(
+        &authority(&foreign, "east.example"),
+        "spiffe://east.example/ns/shop/sa/web",
+        HOUR,
+    );
     assert!(matches!(verify(&root, &chain), Err(VerifyError::Chain(_))));
 }
 
 #[test]
 fn an_expired_leaf_is_refused() {
     let root = new_root("test").unwrap();
-    let chain = leaf(&authority(&root, "east.example"), "spiffe://east.example/ns/shop/sa/web", HOUR);
+    let chain = leaf(
+        &authority(&root, "east.example"),
+        "spiffe://east.example/ns/shop/sa/web",
+        HOUR,
+    );
     let bundle = TrustBundle::from_pem(&root.certificate_pem).unwrap();
     let later = SystemTime::now() + 2 * HOUR;
     let later = UnixTime::since_unix_epoch(later.duration_since(SystemTime::UNIX_EPOCH).unwrap());
-    let verdict = verify_peer(&bundle, &chain[0], &chain[1..], later, KeyUsage::server_auth());
+    let verdict = verify_peer(
+        &bundle,
+        &chain[0],
+        &chain[1..],
+        later,
+        KeyUsage::server_auth(),
+    );
     assert!(matches!(verdict, Err(VerifyError::Chain(_))));
 }
 
@@ -65,7 +96,11 @@ fn an_issuer_speaks_for_its_own_trust_domain_only() {
     // The authority itself refuses to sign for another trust domain...
     let (_, csr_der) = new_key_and_csr().unwrap();
     let east_id: SpiffeId = "spiffe://east.example/ns/shop/sa/web".parse().unwrap();
-    let request = LeafRequest { csr_der: &csr_der, identity: &east_id, lifetime: HOUR };
+    let request = LeafRequest {
+        csr_der: &csr_der,
+        identity: &east_id,
+        lifetime: HOUR,
+    };
     assert!(west.sign(&request).is_err());
     // ...and a leaf made with its stolen key is refused by every peer.
     let td: TrustDomain = "west.example".parse().unwrap();
@@ -78,7 +113,10 @@ fn an_issuer_speaks_for_its_own_trust_domain_only() {
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     let forged = params.signed_by(&leaf_key, &issuer).unwrap();
     let chain = [forged.der().clone(), west_certificate(&certificate_pem)];
-    assert!(matches!(verify(&root, &chain), Err(VerifyError::Issuer { .. })));
+    assert!(matches!(
+        verify(&root, &chain),
+        Err(VerifyError::Issuer { .. })
+    ));
 }
 
 fn west_certificate(pem: &str) -> rustls_pki_types::CertificateDer<'static> {
@@ -102,7 +140,10 @@ fn the_names_in_a_request_are_ignored() {
             lifetime: HOUR,
         })
         .unwrap();
-    assert_eq!(verify(&root, &chain).unwrap().as_str(), "spiffe://east.example/ns/shop/sa/web");
+    assert_eq!(
+        verify(&root, &chain).unwrap().as_str(),
+        "spiffe://east.example/ns/shop/sa/web"
+    );
 }
 
 #[test]

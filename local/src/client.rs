@@ -44,7 +44,10 @@ pub fn start_engine(paths: &MeshPaths, args: &[String]) -> anyhow::Result<()> {
         }
         if Instant::now() > deadline {
             let _ = engine.kill();
-            bail!("the engine did not start in {START:?}; see {}", paths.logs().join("engine.log").display());
+            bail!(
+                "the engine did not start in {START:?}; see {}",
+                paths.logs().join("engine.log").display()
+            );
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -58,8 +61,14 @@ pub fn request(
     mut reply: impl FnMut(&Reply),
 ) -> anyhow::Result<()> {
     let mut stream = UnixStream::connect(paths.engine_socket()).with_context(|| {
-        let name = paths.root().file_name().unwrap_or_default().to_string_lossy();
-        format!("no mesh named {name} is up: start it with `meshctl local up -f PATH --name {name}`")
+        let name = paths
+            .root()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        format!(
+            "no mesh named {name} is up: start it with `meshctl local up -f PATH --name {name}`"
+        )
     })?;
     serde_json::to_writer(&mut stream, request)?;
     stream.write_all(b"\n")?;
@@ -121,5 +130,7 @@ fn clean(paths: &MeshPaths) -> anyhow::Result<()> {
 fn engine_pid(file: &Path) -> Option<Pid> {
     let pid: i32 = std::fs::read_to_string(file).ok()?.trim().parse().ok()?;
     let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-    command.contains("local\0engine").then(|| Pid::from_raw(pid))
+    command
+        .contains("local\0engine")
+        .then(|| Pid::from_raw(pid))
 }

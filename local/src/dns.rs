@@ -25,7 +25,9 @@ pub type Names = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;
 /// A socket to the machine's resolver; `None` where there is none.
 pub fn machine_resolver() -> Option<StdSocket> {
     let text = std::fs::read_to_string("/etc/resolv.conf").ok()?;
-    let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
+    let servers = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("nameserver"));
     for server in servers.filter_map(|ip| ip.trim().parse::<IpAddr>().ok()) {
         let any: IpAddr = match server {
             IpAddr::V4(_) => IpAddr::from([0, 0, 0, 0]),
@@ -108,7 +110,11 @@ fn answer_locally(names: &Names, bytes: &[u8], alone: bool) -> Option<Vec<u8>> {
         reply.metadata.response_code = ResponseCode::ServFail;
         return reply.to_vec().ok();
     };
-    let known = names.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned();
+    let known = names
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(host)
+        .cloned();
     if known.is_none() {
         reply.metadata.response_code = ResponseCode::NXDomain;
     }
@@ -118,7 +124,9 @@ fn answer_locally(names: &Names, bytes: &[u8], alone: bool) -> Option<Vec<u8>> {
             (IpAddr::V6(ip), RecordType::AAAA) => RData::AAAA(AAAA(ip)),
             _ => continue,
         };
-        reply.answers.push(Record::from_rdata(query.name().clone(), TTL, data));
+        reply
+            .answers
+            .push(Record::from_rdata(query.name().clone(), TTL, data));
     }
     reply.to_vec().ok()
 }

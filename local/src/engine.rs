@@ -28,7 +28,9 @@ use weft_cni_init::PROXY_UID;
 use crate::files::ManifestFolder;
 use crate::network::{self, Addresses, GATEWAY, MESH_CIDRS};
 use crate::objects::{self, PodView};
-use crate::protocol::{ContainerState, FromPod, PodPlan, PodState, Reply, Request, SidecarPlan, ToPod};
+use crate::protocol::{
+    ContainerState, FromPod, PodPlan, PodState, Reply, Request, SidecarPlan, ToPod,
+};
 use crate::rollout::{Member, next_step};
 use crate::tokens::TokenSigner;
 use crate::{MeshPaths, dns};
@@ -65,7 +67,13 @@ pub fn run_outer(settings: &EngineSettings) -> anyhow::Result<()> {
     fs::write(paths.engine_pid(), std::process::id().to_string())?;
     unshare(CloneFlags::CLONE_NEWPID).context("a PID namespace cannot be made: run as root")?;
     let mut inner = std::process::Command::new(std::env::current_exe()?)
-        .args(["local", "engine", "--inner", "--settings", &serde_json::to_string(settings)?])
+        .args([
+            "local",
+            "engine",
+            "--inner",
+            "--settings",
+            &serde_json::to_string(settings)?,
+        ])
         .stdin(Stdio::null())
         .spawn()?;
     let status = inner.wait()?;
@@ -89,9 +97,17 @@ pub fn run_inner(settings: EngineSettings) -> anyhow::Result<()> {
     let pods = paths.root().join("pods");
     fs::create_dir_all(&pods)?;
     // Keys are kept in memory only.
-    mount(Some("tmpfs"), &pods, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))?;
+    mount(
+        Some("tmpfs"),
+        &pods,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=0755"),
+    )?;
     network::prepare_router()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let names = dns::Names::default();
         tokio::spawn(dns::serve(names.clone(), resolver));
@@ -160,11 +176,17 @@ struct Engine {
 
 impl Engine {
     fn new(settings: EngineSettings, paths: MeshPaths, names: dns::Names) -> anyhow::Result<Self> {
-        let programs = std::env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
+        let programs = std::env::current_exe()?
+            .parent()
+            .map(Path::to_owned)
+            .unwrap_or_default();
         for program in ["weft-proxy", "weft-control-plane"] {
             let path = programs.join(program);
             if !path.exists() {
-                bail!("{} is missing: build it with `cargo build --release`", path.display());
+                bail!(
+                    "{} is missing: build it with `cargo build --release`",
+                    path.display()
+                );
             }
         }
         let (events, inbox) = mpsc::unbounded_channel();
@@ -186,7 +208,10 @@ impl Engine {
             serial: 0,
         };
         engine.make_issuer()?;
-        fs::write(engine.paths.root().join("token.pem"), &engine.tokens.public_pem)?;
+        fs::write(
+            engine.paths.root().join("token.pem"),
+            &engine.tokens.public_pem,
+        )?;
         Ok(engine)
     }
 
@@ -196,13 +221,18 @@ impl Engine {
         fs::create_dir_all(&folder)?;
         if let Some(given) = &self.settings.ca {
             for name in ["tls.crt", "tls.key", "ca.crt"] {
-                fs::copy(given.join(name), folder.join(name))
-                    .with_context(|| format!("{} cannot be read: make it with `meshctl ca init`", given.join(name).display()))?;
+                fs::copy(given.join(name), folder.join(name)).with_context(|| {
+                    format!(
+                        "{} cannot be read: make it with `meshctl ca init`",
+                        given.join(name).display()
+                    )
+                })?;
             }
         } else {
             let root = weft_identity::new_root(&format!("Weft root of {}", self.settings.name))?;
             let trust_domain = self.settings.trust_domain.parse()?;
-            let (certificate, key) = root.sign_intermediate(&trust_domain, Duration::from_secs(365 * 86_400))?;
+            let (certificate, key) =
+                root.sign_intermediate(&trust_domain, Duration::from_secs(365 * 86_400))?;
             fs::write(folder.join("tls.crt"), certificate)?;
             fs::write(folder.join("tls.key"), key)?;
             fs::write(folder.join("ca.crt"), &root.certificate_pem)?;
@@ -213,9 +243,17 @@ impl Engine {
 
     async fn run(mut self) -> anyhow::Result<()> {
         self.write_world();
-        tokio::spawn(keep_control_plane(self.control_plane_args(), self.paths.clone(), self.programs.clone(), self.events.clone()));
+        tokio::spawn(keep_control_plane(
+            self.control_plane_args(),
+            self.paths.clone(),
+            self.programs.clone(),
+            self.events.clone(),
+        ));
         let socket = UnixListener::bind(self.paths.engine_socket())?;
-        fs::set_permissions(self.paths.engine_socket(), fs::Permissions::from_mode(0o600))?;
+        fs::set_permissions(
+            self.paths.engine_socket(),
+            fs::Permissions::from_mode(0o600),
+        )?;
         let mut tick = tokio::time::interval(Duration::from_millis(250));
         loop {
             tokio::select! {
@@ -298,7 +336,12 @@ impl Engine {
     }
 
     fn wait(&mut self, reply: mpsc::UnboundedSender<Reply>, first: bool) {
-        self.waiters.push(Waiter { reply, since: Instant::now(), said: String::new(), first });
+        self.waiters.push(Waiter {
+            reply,
+            since: Instant::now(),
+            said: String::new(),
+            first,
+        });
     }
 
     /// Takes wanted objects in, all or none.
@@ -311,7 +354,11 @@ impl Engine {
         }
         let has = |kind: &str, namespace: &str, name: &str| {
             let (kind, namespace, name) = (kind.to_owned(), namespace.to_owned(), name.to_owned());
-            wanted.contains_key(&ObjectKey { kind, namespace, name })
+            wanted.contains_key(&ObjectKey {
+                kind,
+                namespace,
+                name,
+            })
         };
         for (key, object) in &wanted {
             let namespace = &key.namespace;
@@ -320,7 +367,9 @@ impl Engine {
                 || namespace == ROOT_NAMESPACE
                 || has("Namespace", "", namespace);
             if !known {
-                return Err(format!("{key}: the namespace {namespace} does not exist: add a Namespace to the manifests"));
+                return Err(format!(
+                    "{key}: the namespace {namespace} does not exist: add a Namespace to the manifests"
+                ));
             }
             let account = match object {
                 Object::Deployment(d) => d.spec.template.spec.account(),
@@ -328,7 +377,9 @@ impl Engine {
                 _ => continue,
             };
             if account != "default" && !has("ServiceAccount", namespace, account) {
-                return Err(format!("{key}: the ServiceAccount {namespace}/{account} does not exist: add it to the manifests"));
+                return Err(format!(
+                    "{key}: the ServiceAccount {namespace}/{account} does not exist: add it to the manifests"
+                ));
             }
         }
         self.wanted = wanted;
@@ -341,14 +392,18 @@ impl Engine {
         match before {
             Some(before) => {
                 metadata.uid.clone_from(&before.metadata().uid);
-                metadata.creation_timestamp.clone_from(&before.metadata().creation_timestamp);
+                metadata
+                    .creation_timestamp
+                    .clone_from(&before.metadata().creation_timestamp);
             }
             None => {
                 metadata.uid = new_uid();
                 metadata.creation_timestamp = now();
             }
         }
-        let Object::Service(service) = object else { return };
+        let Object::Service(service) = object else {
+            return;
+        };
         if service.is_headless() || !service.spec.cluster_ip.is_empty() {
             return;
         }
@@ -356,11 +411,17 @@ impl Engine {
             && !before.is_headless()
         {
             service.spec.cluster_ip.clone_from(&before.spec.cluster_ip);
-            service.spec.cluster_ips.clone_from(&before.spec.cluster_ips);
+            service
+                .spec
+                .cluster_ips
+                .clone_from(&before.spec.cluster_ips);
             return;
         }
         let (v4, v6) = self.addresses.service();
-        let dual = service.spec.ip_family_policy.is_some_and(|p| p != weft_api::IpFamilyPolicy::SingleStack);
+        let dual = service
+            .spec
+            .ip_family_policy
+            .is_some_and(|p| p != weft_api::IpFamilyPolicy::SingleStack);
         service.spec.cluster_ip = v4.to_string();
         service.spec.cluster_ips = vec![v4.to_string()];
         if dual {
@@ -395,8 +456,12 @@ impl Engine {
         self.serial += 1;
         let link = format!("veth{}", self.serial);
         let plan = self.plan(key)?;
-        let Some(pod) = self.pods.get_mut(key) else { return Ok(()) };
-        let (Some(IpAddr::V4(v4)), Some(IpAddr::V6(v6))) = (pod.addresses.first(), pod.addresses.get(1)) else {
+        let Some(pod) = self.pods.get_mut(key) else {
+            return Ok(());
+        };
+        let (Some(IpAddr::V4(v4)), Some(IpAddr::V6(v6))) =
+            (pod.addresses.first(), pod.addresses.get(1))
+        else {
             bail!("no addresses");
         };
         network::connect_pod(&link, pod.sandbox_pid, *v4, *v6)?;
@@ -415,7 +480,11 @@ impl Engine {
         let mut sidecar = None;
         if pod.meshed {
             let token = folder.join("token");
-            fs::write(&token, self.tokens.token(namespace, account, name, &pod.object.metadata.uid)?)?;
+            fs::write(
+                &token,
+                self.tokens
+                    .token(namespace, account, name, &pod.object.metadata.uid)?,
+            )?;
             fs::set_permissions(&token, fs::Permissions::from_mode(0o400))?;
             chown(&token, Some(PROXY_UID), Some(PROXY_UID))?;
             let cache = folder.join("cache");
@@ -426,7 +495,9 @@ impl Engine {
             sidecar = Some(SidecarPlan {
                 program: self.programs.join("weft-proxy").display().to_string(),
                 control_plane: format!("{GATEWAY}:{CONTROL_PLANE_PORT}"),
-                control_plane_identity: format!("spiffe://{trust_domain}/ns/{ROOT_NAMESPACE}/sa/{CONTROL_PLANE_ACCOUNT}"),
+                control_plane_identity: format!(
+                    "spiffe://{trust_domain}/ns/{ROOT_NAMESPACE}/sa/{CONTROL_PLANE_ACCOUNT}"
+                ),
                 trust_bundle: self.paths.issuer().join("ca.crt").display().to_string(),
                 token: token.display().to_string(),
                 log: self.settings.log.clone(),
@@ -442,7 +513,12 @@ impl Engine {
             containers: pod.object.spec.containers.clone(),
             sidecar,
             folder: folder.display().to_string(),
-            log_prefix: self.paths.logs().join(format!("{namespace}_{name}")).display().to_string(),
+            log_prefix: self
+                .paths
+                .logs()
+                .join(format!("{namespace}_{name}"))
+                .display()
+                .to_string(),
             grace_seconds: pod.grace_seconds,
         })
     }
@@ -455,13 +531,19 @@ impl Engine {
                 Object::Deployment(d) => {
                     let owner = Some(d.metadata.name.as_str());
                     let replicas = d.spec.replicas.unwrap_or(1) as usize;
-                    self.reconcile_group(&d.metadata.namespace, owner, &d.spec.template, replicas).await;
+                    self.reconcile_group(&d.metadata.namespace, owner, &d.spec.template, replicas)
+                        .await;
                 }
                 Object::Pod(pod) => self.reconcile_bare(pod).await,
                 _ => {}
             }
         }
-        let orphans: Vec<PodKey> = self.pods.iter().filter(|(key, p)| !p.stopping && !self.has_owner(key, p)).map(|(k, _)| k.clone()).collect();
+        let orphans: Vec<PodKey> = self
+            .pods
+            .iter()
+            .filter(|(key, p)| !p.stopping && !self.has_owner(key, p))
+            .map(|(k, _)| k.clone())
+            .collect();
         for key in orphans {
             self.stop(&key).await;
         }
@@ -474,16 +556,36 @@ impl Engine {
             None => ("Pod", &key.1),
         };
         let (kind, namespace, name) = (kind.to_owned(), key.0.clone(), name.clone());
-        self.wanted.contains_key(&ObjectKey { kind, namespace, name })
+        self.wanted.contains_key(&ObjectKey {
+            kind,
+            namespace,
+            name,
+        })
     }
 
-    async fn reconcile_group(&mut self, namespace: &str, owner: Option<&str>, template: &PodTemplate, replicas: usize) {
+    async fn reconcile_group(
+        &mut self,
+        namespace: &str,
+        owner: Option<&str>,
+        template: &PodTemplate,
+        replicas: usize,
+    ) {
         let hash = template_hash(template);
         let owned: Vec<(PodKey, Member)> = self
             .pods
             .iter()
-            .filter(|(key, p)| key.0 == namespace && p.deployment.as_deref() == owner && !p.stopping)
-            .map(|(key, p)| (key.clone(), Member { current: p.template == hash, ready: p.is_ready() }))
+            .filter(|(key, p)| {
+                key.0 == namespace && p.deployment.as_deref() == owner && !p.stopping
+            })
+            .map(|(key, p)| {
+                (
+                    key.clone(),
+                    Member {
+                        current: p.template == hash,
+                        ready: p.is_ready(),
+                    },
+                )
+            })
             .collect();
         let members: Vec<Member> = owned.iter().map(|(_, m)| *m).collect();
         let step = next_step(replicas, &members);
@@ -494,18 +596,32 @@ impl Engine {
         }
         for _ in 0..step.start {
             let owner = owner.unwrap_or_default();
-            let name = format!("{owner}-{:08x}-{:05x}", hash as u32, rand::random::<u32>() & 0xf_ffff);
+            let name = format!(
+                "{owner}-{:08x}-{:05x}",
+                hash as u32,
+                rand::random::<u32>() & 0xf_ffff
+            );
             let mut metadata = template.metadata.clone();
             metadata.name = name;
             namespace.clone_into(&mut metadata.namespace);
-            metadata.labels.insert(LABEL_DEPLOYMENT.to_owned(), owner.to_owned());
-            let pod = Pod { api_version: "v1".to_owned(), metadata, spec: template.spec.clone(), status: None };
+            metadata
+                .labels
+                .insert(LABEL_DEPLOYMENT.to_owned(), owner.to_owned());
+            let pod = Pod {
+                api_version: "v1".to_owned(),
+                metadata,
+                spec: template.spec.clone(),
+                status: None,
+            };
             self.start(pod, Some(owner.to_owned()), hash);
         }
     }
 
     async fn reconcile_bare(&mut self, pod: &Pod) {
-        let template = PodTemplate { metadata: pod.metadata.clone(), spec: pod.spec.clone() };
+        let template = PodTemplate {
+            metadata: pod.metadata.clone(),
+            spec: pod.spec.clone(),
+        };
         let hash = template_hash(&template);
         let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
         match self.pods.get(&key) {
@@ -516,12 +632,18 @@ impl Engine {
     }
 
     fn start(&mut self, mut pod: Pod, deployment: Option<String>, template: u64) {
-        let meshed = pod.metadata.annotations.get(ANNOTATION_INJECT).is_none_or(|v| v != "disabled");
+        let meshed = pod
+            .metadata
+            .annotations
+            .get(ANNOTATION_INJECT)
+            .is_none_or(|v| v != "disabled");
         pod.metadata.uid = new_uid();
         pod.metadata.creation_timestamp = now();
         "local".clone_into(&mut pod.spec.node_name);
         if meshed {
-            pod.metadata.labels.insert(LABEL_INJECTED.to_owned(), "true".to_owned());
+            pod.metadata
+                .labels
+                .insert(LABEL_INJECTED.to_owned(), "true".to_owned());
         }
         let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
         let (v4, v6) = self.addresses.pod();
@@ -550,7 +672,10 @@ impl Engine {
     }
 
     fn spawn_supervisor(&self, key: &PodKey) -> anyhow::Result<(tokio::process::ChildStdin, u32)> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.paths.logs().join("engine.log"))?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.paths.logs().join("engine.log"))?;
         let mut child = Command::new(std::env::current_exe()?)
             .args(["local", "pod"])
             .stdin(Stdio::piped())
@@ -575,14 +700,21 @@ impl Engine {
     }
 
     async fn stop(&mut self, key: &PodKey) {
-        let Some(pod) = self.pods.get_mut(key) else { return };
+        let Some(pod) = self.pods.get_mut(key) else {
+            return;
+        };
         if pod.stopping {
             return;
         }
         pod.stopping = true;
-        let message = ToPod::Stop { grace_seconds: pod.grace_seconds };
+        let message = ToPod::Stop {
+            grace_seconds: pod.grace_seconds,
+        };
         let told = match (&mut pod.to_pod, serde_json::to_string(&message)) {
-            (Some(to_pod), Ok(line)) => to_pod.write_all(format!("{line}\n").as_bytes()).await.is_ok(),
+            (Some(to_pod), Ok(line)) => to_pod
+                .write_all(format!("{line}\n").as_bytes())
+                .await
+                .is_ok(),
             _ => false,
         };
         if !told {
@@ -633,7 +765,11 @@ impl Engine {
             if let Some(why) = &pod.failed {
                 return Err(format!("{namespace}/{name}: {why}"));
             }
-            for container in pod.containers.values().filter(|c| !c.ready && c.restarts >= HOPELESS) {
+            for container in pod
+                .containers
+                .values()
+                .filter(|c| !c.ready && c.restarts >= HOPELESS)
+            {
                 return Err(format!(
                     "{namespace}/{name}: the container {} keeps ending ({}): see `meshctl local logs -n {namespace} {name} -c {}`",
                     container.name, container.last_exit, container.name
@@ -645,16 +781,36 @@ impl Engine {
                 Object::Deployment(d) => {
                     let hash = template_hash(&d.spec.template);
                     let replicas = d.spec.replicas.unwrap_or(1) as usize;
-                    let own = |p: &&RunningPod| p.deployment.as_ref() == Some(&d.metadata.name) && p.object.metadata.namespace == d.metadata.namespace;
-                    let ready = self.pods.values().filter(own).filter(|p| p.template == hash && !p.stopping && p.is_ready()).count();
-                    let old = self.pods.values().filter(own).filter(|p| p.template != hash || p.stopping).count();
+                    let own = |p: &&RunningPod| {
+                        p.deployment.as_ref() == Some(&d.metadata.name)
+                            && p.object.metadata.namespace == d.metadata.namespace
+                    };
+                    let ready = self
+                        .pods
+                        .values()
+                        .filter(own)
+                        .filter(|p| p.template == hash && !p.stopping && p.is_ready())
+                        .count();
+                    let old = self
+                        .pods
+                        .values()
+                        .filter(own)
+                        .filter(|p| p.template != hash || p.stopping)
+                        .count();
                     if ready != replicas || old > 0 {
-                        missing.push(format!("{}/{} {ready}/{replicas}", d.metadata.namespace, d.metadata.name));
+                        missing.push(format!(
+                            "{}/{} {ready}/{replicas}",
+                            d.metadata.namespace, d.metadata.name
+                        ));
                     }
                 }
                 Object::Pod(pod) => {
                     let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
-                    if !self.pods.get(&key).is_some_and(|p| p.is_ready() && !p.stopping) {
+                    if !self
+                        .pods
+                        .get(&key)
+                        .is_some_and(|p| p.is_ready() && !p.stopping)
+                    {
                         missing.push(format!("{}/{}", key.0, key.1));
                     }
                 }
@@ -686,9 +842,10 @@ impl Engine {
                     Reply::Done
                 }
                 Err(why) => Reply::Failed(why.clone()),
-                Ok(missing) if waiter.since.elapsed() > SETTLE => {
-                    Reply::Failed(format!("not ready after {SETTLE:?}: {}", missing.join(", ")))
-                }
+                Ok(missing) if waiter.since.elapsed() > SETTLE => Reply::Failed(format!(
+                    "not ready after {SETTLE:?}: {}",
+                    missing.join(", ")
+                )),
                 Ok(missing) => {
                     let text = missing.join(", ");
                     if text != waiter.said {
@@ -708,7 +865,10 @@ impl Engine {
     fn ps(&self) -> Vec<PodState> {
         let host = host_pids();
         let on_host = |pid: u32| host.get(&pid).copied().unwrap_or_default();
-        let state = |c: &ContainerState| ContainerState { pid: on_host(c.pid), ..c.clone() };
+        let state = |c: &ContainerState| ContainerState {
+            pid: on_host(c.pid),
+            ..c.clone()
+        };
         let mut pods: Vec<PodState> = self
             .pods
             .iter()
@@ -719,7 +879,11 @@ impl Engine {
                 PodState {
                     pod: name.clone(),
                     namespace: namespace.clone(),
-                    ip: pod.addresses.first().map(ToString::to_string).unwrap_or_default(),
+                    ip: pod
+                        .addresses
+                        .first()
+                        .map(ToString::to_string)
+                        .unwrap_or_default(),
                     ips: pod.addresses.iter().map(ToString::to_string).collect(),
                     ready: pod.is_ready() && !pod.stopping,
                     restarts: containers.iter().map(|c| c.restarts).sum(),
@@ -761,7 +925,11 @@ fn phase(pod: &RunningPod) -> &'static str {
 /// The pod with the status that kubelet would report.
 fn described(running: &RunningPod) -> Pod {
     let mut pod = running.object.clone();
-    let ips: Vec<PodIp> = running.addresses.iter().map(|ip| PodIp { ip: ip.to_string() }).collect();
+    let ips: Vec<PodIp> = running
+        .addresses
+        .iter()
+        .map(|ip| PodIp { ip: ip.to_string() })
+        .collect();
     pod.status = Some(PodStatus {
         phase: phase(running).to_owned(),
         pod_ip: ips.first().map(|ip| ip.ip.clone()).unwrap_or_default(),
@@ -777,7 +945,9 @@ fn template_hash(template: &PodTemplate) -> u64 {
     let mut template = template.clone();
     template.metadata.uid = String::new();
     template.metadata.creation_timestamp = String::new();
-    serde_json::to_string(&template).unwrap_or_default().hash(&mut hasher);
+    serde_json::to_string(&template)
+        .unwrap_or_default()
+        .hash(&mut hasher);
     hasher.finish()
 }
 
@@ -786,8 +956,12 @@ fn new_uid() -> String {
 }
 
 fn now() -> String {
-    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
-    time::OffsetDateTime::now_utc().format(&format).unwrap_or_default()
+    let format = time::macros::format_description!(
+        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"
+    );
+    time::OffsetDateTime::now_utc()
+        .format(&format)
+        .unwrap_or_default()
 }
 
 /// Processes of this PID namespace: their numbers here, and on the host. The
@@ -796,9 +970,18 @@ fn host_pids() -> BTreeMap<u32, u32> {
     let own = fs::read_link("/proc/self/ns/pid").ok();
     let mut pids = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(host) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Some(host) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
+            continue;
+        };
         let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        let inner = status.lines().find_map(|l| l.strip_prefix("NSpid:")).and_then(|l| l.split_whitespace().last()?.parse().ok());
+        let inner = status
+            .lines()
+            .find_map(|l| l.strip_prefix("NSpid:"))
+            .and_then(|l| l.split_whitespace().last()?.parse().ok());
         if let Some(inner) = inner
             && fs::read_link(entry.path().join("ns/pid")).ok() == own
         {
@@ -809,10 +992,21 @@ fn host_pids() -> BTreeMap<u32, u32> {
 }
 
 /// Keeps the control plane running until the mesh ends.
-async fn keep_control_plane(args: Vec<String>, paths: MeshPaths, programs: PathBuf, events: mpsc::UnboundedSender<Event>) {
-    let mut state = ContainerState { name: CONTROL_PLANE_ACCOUNT.to_owned(), ..ContainerState::default() };
+async fn keep_control_plane(
+    args: Vec<String>,
+    paths: MeshPaths,
+    programs: PathBuf,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let mut state = ContainerState {
+        name: CONTROL_PLANE_ACCOUNT.to_owned(),
+        ..ContainerState::default()
+    };
     loop {
-        let log = fs::OpenOptions::new().create(true).append(true).open(paths.logs().join("control-plane.log"));
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(paths.logs().join("control-plane.log"));
         let spawned = log.and_then(|log| {
             Command::new(programs.join("weft-control-plane"))
                 .args(&args)
@@ -849,14 +1043,21 @@ async fn keep_control_plane(args: Vec<String>, paths: MeshPaths, programs: PathB
 }
 
 /// One request, and its replies until the last.
-async fn serve_client(stream: UnixStream, events: mpsc::UnboundedSender<Event>) -> anyhow::Result<()> {
+async fn serve_client(
+    stream: UnixStream,
+    events: mpsc::UnboundedSender<Event>,
+) -> anyhow::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
-    let Some(line) = lines.next_line().await? else { return Ok(()) };
+    let Some(line) = lines.next_line().await? else {
+        return Ok(());
+    };
     let (reply, mut replies) = mpsc::unbounded_channel();
     match serde_json::from_str(&line) {
         Ok(request) => events.send(Event::Request(request, reply)).ok(),
-        Err(error) => reply.send(Reply::Failed(format!("not understood: {error}"))).ok(),
+        Err(error) => reply
+            .send(Reply::Failed(format!("not understood: {error}")))
+            .ok(),
     };
     loop {
         tokio::select! {

@@ -17,11 +17,15 @@ impl ManifestFolder {
     /// Makes the folder.
     pub fn new(folder: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&folder)?;
-        Ok(Self { folder, written: BTreeMap::new() })
+        Ok(Self {
+            folder,
+            written: BTreeMap::new(),
+        })
     }
 
     fn path(&self, key: &ObjectKey) -> PathBuf {
-        self.folder.join(format!("{}_{}_{}.json", key.kind, key.namespace, key.name))
+        self.folder
+            .join(format!("{}_{}_{}.json", key.kind, key.namespace, key.name))
     }
 
     /// Makes the folder hold exactly these.

@@ -28,7 +28,9 @@ pub fn check_mesh_name(name: &str) -> Result<(), String> {
     if weft_api::is_dns_label(name) && name.len() <= 32 {
         return Ok(());
     }
-    Err(format!("{name:?} is not the name of a mesh: lower-case letters, digits and '-', at most 32"))
+    Err(format!(
+        "{name:?} is not the name of a mesh: lower-case letters, digits and '-', at most 32"
+    ))
 }
 
 /// Where a mesh keeps its state.
@@ -40,7 +42,9 @@ pub struct MeshPaths {
 impl MeshPaths {
     /// Of a mesh by name.
     pub fn new(name: &str) -> Self {
-        Self { root: Path::new(RUN).join(name) }
+        Self {
+            root: Path::new(RUN).join(name),
+        }
     }
 
     /// Everything of this mesh is in here.
@@ -75,7 +79,8 @@ impl MeshPaths {
 
     /// The log of a container.
     pub fn container_log(&self, namespace: &str, pod: &str, container: &str) -> PathBuf {
-        self.logs().join(format!("{namespace}_{pod}_{container}.log"))
+        self.logs()
+            .join(format!("{namespace}_{pod}_{container}.log"))
     }
 
     /// A pod's own files.

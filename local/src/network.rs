@@ -63,16 +63,18 @@ fn run(program: &str, args: &[&str], input: &str) -> anyhow::Result<()> {
     }
     let output = child.wait_with_output()?;
     if !output.status.success() {
-        bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{program} {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }
 
 /// Sets the engine's namespace up: the calling thread is in it.
 pub fn prepare_router() -> anyhow::Result<()> {
-    ip_batch(&format!(
-        "link set lo up\naddr add {GATEWAY}/32 dev lo\n"
-    ))?;
+    ip_batch(&format!("link set lo up\naddr add {GATEWAY}/32 dev lo\n"))?;
     for (key, value) in [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
@@ -92,13 +94,18 @@ pub fn connect_pod(link: &str, sandbox: u32, v4: Ipv4Addr, v6: Ipv6Addr) -> anyh
         "link add {link} type veth peer name eth0 netns {sandbox}\nlink set {link} up\nroute add {v4}/32 dev {link}\n"
     ))?;
     // Without IPv6 a pod has IPv4 alone.
-    let _ = ip_batch(&format!("addr add {GATEWAY6}/64 dev {link} nodad\nroute add {v6}/128 dev {link}\n"));
+    let _ = ip_batch(&format!(
+        "addr add {GATEWAY6}/64 dev {link} nodad\nroute add {v6}/128 dev {link}\n"
+    ));
     Ok(())
 }
 
 /// Inside the pod: its addresses and the way out.
 pub fn configure_pod(addresses: &[IpAddr], gateway: IpAddr) -> anyhow::Result<()> {
-    let v4 = addresses.iter().find(|a| a.is_ipv4()).context("a pod needs an IPv4 address")?;
+    let v4 = addresses
+        .iter()
+        .find(|a| a.is_ipv4())
+        .context("a pod needs an IPv4 address")?;
     ip_batch(&format!(
         "link set lo up\nlink set eth0 up\naddr add {v4}/32 dev eth0\nroute add {gateway}/32 dev eth0\nroute add default via {gateway} dev eth0 src {v4}\n"
     ))?;
@@ -130,13 +137,20 @@ pub fn lead_services(objects: &[Object]) -> anyhow::Result<()> {
 }
 
 fn service_rules(service: &Service, objects: &[Object], v6: bool, text: &mut String) {
-    for ip in service.cluster_ips().into_iter().filter(|ip| ip.contains(':') == v6) {
+    for ip in service
+        .cluster_ips()
+        .into_iter()
+        .filter(|ip| ip.contains(':') == v6)
+    {
         for port in &service.spec.ports {
             let endpoints = endpoints(service, &port.name, objects, v6);
             for (i, endpoint) in endpoints.iter().enumerate() {
                 let left = endpoints.len() - i;
                 let chance = if left > 1 {
-                    format!("-m statistic --mode random --probability {:.8} ", 1.0 / left as f64)
+                    format!(
+                        "-m statistic --mode random --probability {:.8} ",
+                        1.0 / left as f64
+                    )
                 } else {
                     String::new()
                 };
@@ -166,7 +180,11 @@ fn endpoints(service: &Service, port: &str, objects: &[Object], v6: bool) -> Vec
             let ready = slice.endpoints.iter().filter(|e| e.conditions.ready);
             ready.filter_map(move |e| {
                 let (ip, port) = (e.addresses.first()?, port?);
-                Some(if v6 { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") })
+                Some(if v6 {
+                    format!("[{ip}]:{port}")
+                } else {
+                    format!("{ip}:{port}")
+                })
             })
         })
         .collect()

@@ -31,15 +31,28 @@ pub fn endpoint_slices(service: &Service, pods: &[PodView<'_>]) -> Vec<Object> {
         .filter(|p| p.pod.metadata.namespace == service.metadata.namespace)
         .filter(|p| contains_all(&p.pod.metadata.labels, &service.spec.selector))
         .collect();
-    let dual = service.spec.ip_family_policy.is_some_and(|p| p != weft_api::IpFamilyPolicy::SingleStack);
-    let families: &[(&str, bool)] = if dual { &[("IPv4", false), ("IPv6", true)] } else { &[("IPv4", false)] };
+    let dual = service
+        .spec
+        .ip_family_policy
+        .is_some_and(|p| p != weft_api::IpFamilyPolicy::SingleStack);
+    let families: &[(&str, bool)] = if dual {
+        &[("IPv4", false), ("IPv6", true)]
+    } else {
+        &[("IPv4", false)]
+    };
     let mut slices = Vec::new();
     for (family, v6) in families {
         // Pods may give a named port different numbers: one slice for each set.
-        let mut by_ports: BTreeMap<Vec<(String, u16, String)>, Vec<SliceEndpoint>> = BTreeMap::new();
+        let mut by_ports: BTreeMap<Vec<(String, u16, String)>, Vec<SliceEndpoint>> =
+            BTreeMap::new();
         for view in &chosen {
-            let Some(address) = view.addresses.iter().find(|a| a.is_ipv6() == *v6) else { continue };
-            by_ports.entry(ports(service, view.pod)).or_default().push(endpoint(view, *address));
+            let Some(address) = view.addresses.iter().find(|a| a.is_ipv6() == *v6) else {
+                continue;
+            };
+            by_ports
+                .entry(ports(service, view.pod))
+                .or_default()
+                .push(endpoint(view, *address));
         }
         for (number, (ports, endpoints)) in by_ports.into_iter().enumerate() {
             slices.push(slice(service, family, number, ports, endpoints));
@@ -50,7 +63,11 @@ pub fn endpoint_slices(service: &Service, pods: &[PodView<'_>]) -> Vec<Object> {
 
 fn ports(service: &Service, pod: &Pod) -> Vec<(String, u16, String)> {
     let of = |port: &ServicePort| {
-        Some((port.name.clone(), target_port(port, pod)?, port.app_protocol.clone()))
+        Some((
+            port.name.clone(),
+            target_port(port, pod)?,
+            port.app_protocol.clone(),
+        ))
     };
     service.spec.ports.iter().filter_map(of).collect()
 }
@@ -93,7 +110,12 @@ fn slice(
 ) -> Object {
     let suffix = family.to_ascii_lowercase();
     let label = (LABEL_SERVICE_NAME.to_owned(), service.metadata.name.clone());
-    let port = |(name, port, app_protocol)| SlicePort { name, port, protocol: "TCP".to_owned(), app_protocol };
+    let port = |(name, port, app_protocol)| SlicePort {
+        name,
+        port,
+        protocol: "TCP".to_owned(),
+        app_protocol,
+    };
     Object::EndpointSlice(EndpointSlice {
         api_version: "discovery.k8s.io/v1".to_owned(),
         metadata: Metadata {
@@ -112,10 +134,16 @@ fn slice(
 pub fn names(objects: &[Object]) -> HashMap<String, Vec<IpAddr>> {
     let mut names = HashMap::new();
     for object in objects {
-        let Object::Service(service) = object else { continue };
+        let Object::Service(service) = object else {
+            continue;
+        };
         let host = format!("{}.{}", service.metadata.name, service.metadata.namespace);
         let addresses = match service.is_headless() {
-            false => service.cluster_ips().iter().filter_map(|ip| ip.parse().ok()).collect(),
+            false => service
+                .cluster_ips()
+                .iter()
+                .filter_map(|ip| ip.parse().ok())
+                .collect(),
             true => headless(service, objects),
         };
         names.insert(host, addresses);

@@ -47,7 +47,9 @@ pub async fn supervise() -> anyhow::Result<()> {
     say(&FromPod::Sandbox);
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let first = lines.next_line().await?.context("the engine has gone")?;
-    let ToPod::Start(plan) = serde_json::from_str(&first)? else { bail!("the first message must be Start") };
+    let ToPod::Start(plan) = serde_json::from_str(&first)? else {
+        bail!("the first message must be Start")
+    };
     let (stop, stopped) = watch::channel(Stop::No);
     let mut tasks = tokio::task::JoinSet::new();
     match start(&plan, &stopped, &mut tasks).await {
@@ -89,7 +91,11 @@ fn say(message: &FromPod) {
     }
 }
 
-async fn start(plan: &PodPlan, stop: &watch::Receiver<Stop>, tasks: &mut tokio::task::JoinSet<()>) -> anyhow::Result<()> {
+async fn start(
+    plan: &PodPlan,
+    stop: &watch::Receiver<Stop>,
+    tasks: &mut tokio::task::JoinSet<()>,
+) -> anyhow::Result<()> {
     configure_pod(&plan.addresses, plan.gateway)?;
     sethostname(&plan.name)?;
     own_files(plan)?;
@@ -98,16 +104,33 @@ async fn start(plan: &PodPlan, stop: &watch::Receiver<Stop>, tasks: &mut tokio::
         weft_cni_init::apply(&CaptureRules::default()).context("capture cannot be set up")?;
         let container = sidecar_container(plan, sidecar);
         let (ready, mut is_ready) = mpsc::channel(1);
-        tasks.spawn(run_container(plan.clone(), container, true, address, stop.clone(), Some(ready)));
+        tasks.spawn(run_container(
+            plan.clone(),
+            container,
+            true,
+            address,
+            stop.clone(),
+            Some(ready),
+        ));
         match tokio::time::timeout(SIDECAR_READY, is_ready.recv()).await {
             Ok(Some(())) => {}
-            _ => bail!("the sidecar did not get ready in {SIDECAR_READY:?}: see `meshctl local logs {} -c {SIDECAR}`", plan.name),
+            _ => bail!(
+                "the sidecar did not get ready in {SIDECAR_READY:?}: see `meshctl local logs {} -c {SIDECAR}`",
+                plan.name
+            ),
         }
         // Nothing of the application runs unless it is captured.
         weft_cni_init::verify(&CaptureRules::default()).context("capture does not stand")?;
     }
     for container in &plan.containers {
-        tasks.spawn(run_container(plan.clone(), container.clone(), false, address, stop.clone(), None));
+        tasks.spawn(run_container(
+            plan.clone(),
+            container.clone(),
+            false,
+            address,
+            stop.clone(),
+            None,
+        ));
     }
     Ok(())
 }
@@ -139,7 +162,10 @@ fn sidecar_container(plan: &PodPlan, sidecar: &SidecarPlan) -> Container {
     let cache = Path::new(&plan.folder).join("cache");
     let args = [
         ("--control-plane", sidecar.control_plane.clone()),
-        ("--control-plane-identity", sidecar.control_plane_identity.clone()),
+        (
+            "--control-plane-identity",
+            sidecar.control_plane_identity.clone(),
+        ),
         ("--trust-bundle", sidecar.trust_bundle.clone()),
         ("--token", sidecar.token.clone()),
         ("--pod", plan.name.clone()),
@@ -152,20 +178,43 @@ fn sidecar_container(plan: &PodPlan, sidecar: &SidecarPlan) -> Container {
     Container {
         name: SIDECAR.to_owned(),
         command: vec![sidecar.program.clone()],
-        args: args.into_iter().flat_map(|(k, v)| [k.to_owned(), v]).collect(),
+        args: args
+            .into_iter()
+            .flat_map(|(k, v)| [k.to_owned(), v])
+            .collect(),
         ..Container::default()
     }
 }
 
-fn command(plan: &PodPlan, container: &Container, sidecar: bool, address: IpAddr) -> anyhow::Result<Command> {
+fn command(
+    plan: &PodPlan,
+    container: &Container,
+    sidecar: bool,
+    address: IpAddr,
+) -> anyhow::Result<Command> {
     let uid = if sidecar { PROXY_UID } else { APPLICATION_UID };
     let mut words = container.command.iter().chain(&container.args);
-    let program = words.next().context("a container needs a command: images are not run here")?;
+    let program = words
+        .next()
+        .context("a container needs a command: images are not run here")?;
     // setpriv ends the process when its supervisor does, and takes root's rights away.
     let mut command = Command::new("setpriv");
     command
-        .args(["--reuid", &uid.to_string(), "--regid", &uid.to_string(), "--clear-groups"])
-        .args(["--pdeathsig", "KILL", "--no-new-privs", "--inh-caps=-all", "--", program])
+        .args([
+            "--reuid",
+            &uid.to_string(),
+            "--regid",
+            &uid.to_string(),
+            "--clear-groups",
+        ])
+        .args([
+            "--pdeathsig",
+            "KILL",
+            "--no-new-privs",
+            "--inh-caps=-all",
+            "--",
+            program,
+        ])
         .args(words)
         .env_clear()
         .env("PATH", search_path())
@@ -174,7 +223,10 @@ fn command(plan: &PodPlan, container: &Container, sidecar: bool, address: IpAddr
         .current_dir("/tmp")
         .stdin(Stdio::null());
     for variable in &container.env {
-        let field = variable.value_from.as_ref().map(|s| s.field_ref.field_path.as_str());
+        let field = variable
+            .value_from
+            .as_ref()
+            .map(|s| s.field_ref.field_path.as_str());
         let value = match field {
             None => variable.value.clone(),
             Some("metadata.name") => plan.name.clone(),
@@ -194,9 +246,14 @@ fn command(plan: &PodPlan, container: &Container, sidecar: bool, address: IpAddr
 
 /// The machine's programs, and those that were built with this one.
 fn search_path() -> String {
-    let own = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.display().to_string()));
+    let own = std::env::current_exe()
+        .ok()
+        .and_then(|p| Some(p.parent()?.display().to_string()));
     let inherited = std::env::var("PATH").unwrap_or_default();
-    format!("{}:{inherited}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", own.unwrap_or_default())
+    format!(
+        "{}:{inherited}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        own.unwrap_or_default()
+    )
 }
 
 /// Keeps one container running until the pod ends.
@@ -208,7 +265,10 @@ async fn run_container(
     mut stop: watch::Receiver<Stop>,
     first_ready: Option<mpsc::Sender<()>>,
 ) {
-    let mut state = ContainerState { name: container.name.clone(), ..ContainerState::default() };
+    let mut state = ContainerState {
+        name: container.name.clone(),
+        ..ContainerState::default()
+    };
     let mut backoff = MIN_BACKOFF;
     loop {
         let started = Instant::now();
@@ -217,7 +277,16 @@ async fn run_container(
             Ok(mut child) => {
                 state.pid = child.id().unwrap_or_default();
                 say(&FromPod::Container(state.clone()));
-                let ended = watch_child(&mut child, &container, sidecar, address, &mut state, &mut stop, &first_ready).await;
+                let ended = watch_child(
+                    &mut child,
+                    &container,
+                    sidecar,
+                    address,
+                    &mut state,
+                    &mut stop,
+                    &first_ready,
+                )
+                .await;
                 let Some(status) = ended else {
                     state.pid = 0;
                     state.ready = false;
@@ -245,7 +314,13 @@ async fn run_container(
 
 /// Waits until this container is to end.
 async fn time_to_stop(stop: &mut watch::Receiver<Stop>, sidecar: bool) {
-    let due = |s: &Stop| if sidecar { *s == Stop::All } else { matches!(s, Stop::Application(_) | Stop::All) };
+    let due = |s: &Stop| {
+        if sidecar {
+            *s == Stop::All
+        } else {
+            matches!(s, Stop::Application(_) | Stop::All)
+        }
+    };
     if stop.wait_for(due).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -275,9 +350,19 @@ async fn watch_child(
     };
     let period = match sidecar {
         true => Duration::from_millis(50),
-        false => Duration::from_secs(probe.as_ref().and_then(|p| p.period_seconds).unwrap_or(1).max(1).into()),
+        false => Duration::from_secs(
+            probe
+                .as_ref()
+                .and_then(|p| p.period_seconds)
+                .unwrap_or(1)
+                .max(1)
+                .into(),
+        ),
     };
-    let delay = probe.as_ref().and_then(|p| p.initial_delay_seconds).unwrap_or(0);
+    let delay = probe
+        .as_ref()
+        .and_then(|p| p.initial_delay_seconds)
+        .unwrap_or(0);
     let mut check = tokio::time::interval_at(
         tokio::time::Instant::now() + Duration::from_secs(delay.into()) + Duration::from_millis(30),
         period.min(Duration::from_millis(200)),
@@ -325,7 +410,10 @@ async fn watch_child(
 
 fn sidecar_probe() -> Probe {
     Probe {
-        http_get: Some(weft_api::HttpGet { path: "/ready".to_owned(), port: PortRef::Number(ADMIN_PORT) }),
+        http_get: Some(weft_api::HttpGet {
+            path: "/ready".to_owned(),
+            port: PortRef::Number(ADMIN_PORT),
+        }),
         ..Probe::default()
     }
 }
@@ -352,25 +440,42 @@ async fn terminate(child: &mut Child, stop: Stop, sidecar: bool) {
 async fn passes(probe: &Probe, container: &Container, address: IpAddr) -> bool {
     let port = |port: &PortRef| match port {
         PortRef::Number(number) => Some(*number),
-        PortRef::Name(name) => container.ports.iter().find(|p| p.name == *name).map(|p| p.container_port),
+        PortRef::Name(name) => container
+            .ports
+            .iter()
+            .find(|p| p.name == *name)
+            .map(|p| p.container_port),
     };
     let timeout = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1).into());
     let check = async {
         if let Some(http) = &probe.http_get {
             let address = SocketAddr::new(address, port(&http.port)?);
-            let path = if http.path.is_empty() { "/" } else { &http.path };
-            return http_status(address, path).await.filter(|s| (200..400).contains(s)).map(|_| ());
+            let path = if http.path.is_empty() {
+                "/"
+            } else {
+                &http.path
+            };
+            return http_status(address, path)
+                .await
+                .filter(|s| (200..400).contains(s))
+                .map(|_| ());
         }
         let tcp = probe.tcp_socket.as_ref()?;
         let stream = TcpStream::connect((address, port(&tcp.port)?)).await;
         stream.ok().map(|_| ())
     };
-    tokio::time::timeout(timeout, check).await.ok().flatten().is_some()
+    tokio::time::timeout(timeout, check)
+        .await
+        .ok()
+        .flatten()
+        .is_some()
 }
 
 async fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
     let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: weft-local\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: weft-local\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut start = [0; 12];
     stream.read_exact(&mut start).await.ok()?;

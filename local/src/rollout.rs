@@ -29,10 +29,18 @@ pub fn next_step(replicas: usize, members: &[Member]) -> Step {
     let mut ready = members.iter().filter(|m| m.ready).count();
     let mut stop = Vec::new();
     // Old ones as new ones are ready; those that serve nobody at once.
-    for (index, _) in members.iter().enumerate().filter(|(_, m)| !m.current && !m.ready) {
+    for (index, _) in members
+        .iter()
+        .enumerate()
+        .filter(|(_, m)| !m.current && !m.ready)
+    {
         stop.push(index);
     }
-    for (index, _) in members.iter().enumerate().filter(|(_, m)| !m.current && m.ready) {
+    for (index, _) in members
+        .iter()
+        .enumerate()
+        .filter(|(_, m)| !m.current && m.ready)
+    {
         if ready > replicas || replicas == 0 {
             stop.push(index);
             ready -= 1;
@@ -62,18 +70,42 @@ mod tests {
     #[test]
     fn a_rollout_never_has_fewer_ready_pods_than_wanted() {
         let old = vec![member(false, true); 3];
-        assert_eq!(next_step(3, &old), Step { start: 1, stop: vec![] });
+        assert_eq!(
+            next_step(3, &old),
+            Step {
+                start: 1,
+                stop: vec![]
+            }
+        );
         let mut members = old.clone();
         members.push(member(true, false));
-        assert_eq!(next_step(3, &members), Step { start: 0, stop: vec![] });
+        assert_eq!(
+            next_step(3, &members),
+            Step {
+                start: 0,
+                stop: vec![]
+            }
+        );
         members[3].ready = true;
-        assert_eq!(next_step(3, &members), Step { start: 0, stop: vec![0] });
+        assert_eq!(
+            next_step(3, &members),
+            Step {
+                start: 0,
+                stop: vec![0]
+            }
+        );
     }
 
     #[test]
     fn scaling_down_stops_those_that_are_not_ready_first() {
         let members = [member(true, true), member(true, false), member(true, true)];
-        assert_eq!(next_step(1, &members), Step { start: 0, stop: vec![1, 2] });
+        assert_eq!(
+            next_step(1, &members),
+            Step {
+                start: 0,
+                stop: vec![1, 2]
+            }
+        );
         assert_eq!(next_step(0, &members[..1]).stop, [0]);
     }
 }

@@ -22,7 +22,13 @@ impl TokenSigner {
     }
 
     /// A token for the control plane, bound to a pod.
-    pub fn token(&self, namespace: &str, account: &str, pod: &str, uid: &str) -> anyhow::Result<String> {
+    pub fn token(
+        &self,
+        namespace: &str,
+        account: &str,
+        pod: &str,
+        uid: &str,
+    ) -> anyhow::Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let claims = json!({
             "iss": "weft-local",

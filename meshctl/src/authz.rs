@@ -49,7 +49,13 @@ impl RequestView for Request<'_> {
 
 pub fn run(AuthzCommand::Explain(args): AuthzCommand) -> anyhow::Result<ExitCode> {
     let (to, port) = match args.to.rsplit_once(':') {
-        Some((to, port)) => (to.to_owned(), Some(port.parse::<u16>().context("the port of --to is not a number")?)),
+        Some((to, port)) => (
+            to.to_owned(),
+            Some(
+                port.parse::<u16>()
+                    .context("the port of --to is not a number")?,
+            ),
+        ),
         None => (args.to.clone(), None),
     };
     let (from_ns, from) = split(&args.from, &args.namespace);
@@ -57,8 +63,16 @@ pub fn run(AuthzCommand::Explain(args): AuthzCommand) -> anyhow::Result<ExitCode
     let (source, target) = with_operator(&args.mesh.name, |mut operator| async move {
         let mut ask = async |namespace: String, name: String| {
             let request = DescribeWorkloadRequest { namespace, name };
-            let found = operator.describe_workload(request).await.map_err(|s| anyhow::anyhow!(s.message().to_owned()))?;
-            found.into_inner().workloads.into_iter().next().context("nothing was found")
+            let found = operator
+                .describe_workload(request)
+                .await
+                .map_err(|s| anyhow::anyhow!(s.message().to_owned()))?;
+            found
+                .into_inner()
+                .workloads
+                .into_iter()
+                .next()
+                .context("nothing was found")
         };
         Ok((ask(from_ns, from).await?, ask(to_ns, to).await?))
     })?;
@@ -83,7 +97,9 @@ fn request(args: &ExplainArgs) -> anyhow::Result<Option<Request<'_>>> {
     };
     let path = normalize(path.as_bytes()).context("--path")?;
     let headers = args.headers.iter().map(|h| {
-        let (name, value) = h.split_once(':').with_context(|| format!("{h:?}: write -H 'name: value'"))?;
+        let (name, value) = h
+            .split_once(':')
+            .with_context(|| format!("{h:?}: write -H 'name: value'"))?;
         Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
     });
     Ok(Some(Request {
@@ -95,19 +111,42 @@ fn request(args: &ExplainArgs) -> anyhow::Result<Option<Request<'_>>> {
     }))
 }
 
-fn explain(args: &ExplainArgs, source: &DescribedWorkload, target: &DescribedWorkload, port: Option<u16>) -> anyhow::Result<ExitCode> {
+fn explain(
+    args: &ExplainArgs,
+    source: &DescribedWorkload,
+    target: &DescribedWorkload,
+    port: Option<u16>,
+) -> anyhow::Result<ExitCode> {
     let inbound = target.inbound.as_ref().context("the callee has no proxy")?;
     let own = inbound.workload.clone().unwrap_or_default();
     if !target.meshed {
-        bail!("{}/{} has no proxy: nothing is enforced there", own.namespace, own.name);
+        bail!(
+            "{}/{} has no proxy: nothing is enforced there",
+            own.namespace,
+            own.name
+        );
     }
-    let port = port.or_else(|| inbound.ports.first().and_then(|p| u16::try_from(p.port).ok()));
+    let port = port.or_else(|| {
+        inbound
+            .ports
+            .first()
+            .and_then(|p| u16::try_from(p.port).ok())
+    });
     let port = port.context("name the pod's port: --to NAME:PORT")?;
-    let caller = source.inbound.as_ref().and_then(|i| i.workload.clone()).unwrap_or_default();
+    let caller = source
+        .inbound
+        .as_ref()
+        .and_then(|i| i.workload.clone())
+        .unwrap_or_default();
     let identity = source.meshed.then_some(caller.spiffe_id.as_str());
-    let own_mode = inbound.ports.iter().find(|p| p.port == u32::from(port)).filter(|p| p.mtls.is_some());
+    let own_mode = inbound
+        .ports
+        .iter()
+        .find(|p| p.port == u32::from(port))
+        .filter(|p| p.mtls.is_some());
     let strict = own_mode.map_or(inbound.mtls(), |p| p.mtls()) == MtlsMode::Strict;
-    let policies = Policies::compile(&inbound.policies).map_err(|(name, e)| anyhow::anyhow!("{name}: {e}"))?;
+    let policies =
+        Policies::compile(&inbound.policies).map_err(|(name, e)| anyhow::anyhow!("{name}: {e}"))?;
     let http = request(args)?;
     let source_ip: IpAddr = source.address.parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let call = Call {
@@ -122,7 +161,9 @@ fn explain(args: &ExplainArgs, source: &DescribedWorkload, target: &DescribedWor
     let mut lines = Vec::new();
     let mut rules = Vec::new();
     for trace in policies.trace(&call) {
-        let Some(policy) = policies.policy(trace.place) else { continue };
+        let Some(policy) = policies.policy(trace.place) else {
+            continue;
+        };
         let rule = trace.place.rule.unwrap_or_default();
         let field = trace.mismatch.map(|m| m.field());
         let kind = if policy.is_deny() { "Deny" } else { "Allow" };
@@ -136,10 +177,18 @@ fn explain(args: &ExplainArgs, source: &DescribedWorkload, target: &DescribedWor
     }
     let by = |decision: Decision| match decision {
         Decision::AllowedByDefault => "no policy selects the callee".to_owned(),
-        Decision::DeniedByDefault => "Allow policies select the callee, and none of them matches".to_owned(),
+        Decision::DeniedByDefault => {
+            "Allow policies select the callee, and none of them matches".to_owned()
+        }
         Decision::Allowed(p) | Decision::Denied(p) => {
-            let name = policies.policy(p).map(|p| p.name.clone()).unwrap_or_default();
-            format!("AuthorizationPolicy {name}, rule {}", p.rule.unwrap_or_default())
+            let name = policies
+                .policy(p)
+                .map(|p| p.name.clone())
+                .unwrap_or_default();
+            format!(
+                "AuthorizationPolicy {name}, rule {}",
+                p.rule.unwrap_or_default()
+            )
         }
     };
     let reason = if refused_plain {
@@ -155,12 +204,29 @@ fn explain(args: &ExplainArgs, source: &DescribedWorkload, target: &DescribedWor
         "rules": rules,
     });
     print(args.mesh.output, &value, || {
-        let word = if allowed { green("ALLOWED") } else { red("DENIED") };
-        let caller = identity.map_or_else(|| format!("plaintext from {}", source.address), str::to_owned);
-        let mut text = format!("{word}: {reason}\n  caller  {caller}\n  callee  {} port {port}", own.spiffe_id);
+        let word = if allowed {
+            green("ALLOWED")
+        } else {
+            red("DENIED")
+        };
+        let caller = identity.map_or_else(
+            || format!("plaintext from {}", source.address),
+            str::to_owned,
+        );
+        let mut text = format!(
+            "{word}: {reason}\n  caller  {caller}\n  callee  {} port {port}",
+            own.spiffe_id
+        );
         if verdict.dry_run.is_allowed() != verdict.decision.is_allowed() {
-            let word = if verdict.dry_run.is_allowed() { "allow" } else { "deny" };
-            text.push_str(&format!("\n  with the policies in dry run enforced it would {word}: {}", by(verdict.dry_run)));
+            let word = if verdict.dry_run.is_allowed() {
+                "allow"
+            } else {
+                "deny"
+            };
+            text.push_str(&format!(
+                "\n  with the policies in dry run enforced it would {word}: {}",
+                by(verdict.dry_run)
+            ));
         }
         for line in lines {
             text.push('\n');
@@ -168,5 +234,9 @@ fn explain(args: &ExplainArgs, source: &DescribedWorkload, target: &DescribedWor
         }
         text
     })?;
-    Ok(if allowed { ExitCode::SUCCESS } else { ExitCode::from(DENIED) })
+    Ok(if allowed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(DENIED)
+    })
 }

@@ -17,7 +17,13 @@ use crate::output::{print, table};
 
 pub fn run(command: CaCommand) -> anyhow::Result<ExitCode> {
     match command {
-        CaCommand::Init { folder, trust_domain, root, days, output } => {
+        CaCommand::Init {
+            folder,
+            trust_domain,
+            root,
+            days,
+            output,
+        } => {
             init(&folder, &trust_domain, root.as_deref(), days, output)?;
         }
         CaCommand::Show(mesh) => show(&mesh.name, mesh.output)?,
@@ -38,12 +44,21 @@ fn write_key(path: &Path, pem: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn init(folder: &Path, trust_domain: &str, root: Option<&Path>, days: u32, output: Format) -> anyhow::Result<()> {
+fn init(
+    folder: &Path,
+    trust_domain: &str,
+    root: Option<&Path>,
+    days: u32,
+    output: Format,
+) -> anyhow::Result<()> {
     let trust_domain: TrustDomain = trust_domain.parse()?;
     fs::create_dir_all(folder)?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
     if folder.join("tls.key").exists() {
-        bail!("{} holds an issuer already: choose another --folder", folder.display());
+        bail!(
+            "{} holds an issuer already: choose another --folder",
+            folder.display()
+        );
     }
     let root = match root {
         Some(root) => Root {
@@ -57,7 +72,8 @@ fn init(folder: &Path, trust_domain: &str, root: Option<&Path>, days: u32, outpu
             root
         }
     };
-    let (certificate, key) = root.sign_intermediate(&trust_domain, Duration::from_secs(u64::from(days) * 86_400))?;
+    let (certificate, key) =
+        root.sign_intermediate(&trust_domain, Duration::from_secs(u64::from(days) * 86_400))?;
     write_key(&folder.join("tls.key"), &key)?;
     fs::write(folder.join("tls.crt"), certificate)?;
     fs::write(folder.join("ca.crt"), &root.certificate_pem)?;
@@ -85,9 +101,17 @@ fn show(mesh: &str, output: Format) -> anyhow::Result<()> {
     let value = json!({"trustDomain": known.trust_domain, "certificates": rows});
     print(output, &value, || {
         let cells = rows.iter().map(|r| {
-            let text = |k: &str| r.get(k).map(|v| v.to_string().replace('"', "")).unwrap_or_default();
+            let text = |k: &str| {
+                r.get(k)
+                    .map(|v| v.to_string().replace('"', ""))
+                    .unwrap_or_default()
+            };
             vec![text("what"), text("daysLeft")]
         });
-        format!("trust domain {}\n{}", known.trust_domain, table(&["CERTIFICATE", "DAYS LEFT"], cells))
+        format!(
+            "trust domain {}\n{}",
+            known.trust_domain,
+            table(&["CERTIFICATE", "DAYS LEFT"], cells)
+        )
     })
 }

@@ -43,43 +43,94 @@ pub fn run(args: &MeshArgs) -> anyhow::Result<ExitCode> {
         findings.iter().map(line).collect::<Vec<_>>().join("\n")
     })?;
     let wrong = findings.iter().any(|f| f.level == "error");
-    Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if wrong {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn check_issuer(known: &ProxiesResponse, findings: &mut Vec<Finding>) -> anyhow::Result<()> {
-    let all = known.roots_der.iter().map(|r| ("root", r)).chain([("issuer", &known.intermediate_der)]);
+    let all = known
+        .roots_der
+        .iter()
+        .map(|r| ("root", r))
+        .chain([("issuer", &known.intermediate_der)]);
     for (about, der) in all {
         let (_, end) = certificate_dates(der)?;
-        let days = end.duration_since(SystemTime::now()).unwrap_or_default().as_secs() / 86_400;
+        let days = end
+            .duration_since(SystemTime::now())
+            .unwrap_or_default()
+            .as_secs()
+            / 86_400;
         let (level, text) = match days {
-            0 => ("error", "ends within a day: make a new one with `meshctl ca init`".to_owned()),
-            d if d < ISSUER_DAYS => ("warning", format!("ends in {d} days: make a new one with `meshctl ca init`")),
+            0 => (
+                "error",
+                "ends within a day: make a new one with `meshctl ca init`".to_owned(),
+            ),
+            d if d < ISSUER_DAYS => (
+                "warning",
+                format!("ends in {d} days: make a new one with `meshctl ca init`"),
+            ),
             d => ("ok", format!("valid for {d} days")),
         };
-        findings.push(Finding { level, about: about.to_owned(), text });
+        findings.push(Finding {
+            level,
+            about: about.to_owned(),
+            text,
+        });
     }
     Ok(())
 }
 
 fn check_proxies(known: &ProxiesResponse, findings: &mut Vec<Finding>) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-    let mut add = |level, about: String, text: String| findings.push(Finding { level, about, text });
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs() as i64);
+    let mut add =
+        |level, about: String, text: String| findings.push(Finding { level, about, text });
     let mut fine = 0;
     for proxy in &known.proxies {
         let about = format!("proxy {}/{}", proxy.namespace, proxy.pod);
         if !proxy.connected {
-            add("error", about, "is not connected to the control plane; it runs with what it knew last".to_owned());
+            add(
+                "error",
+                about,
+                "is not connected to the control plane; it runs with what it knew last".to_owned(),
+            );
         } else if let Some(refused) = proxy.refused.first() {
-            add("error", about, format!("refused {}: {}", refused.name, refused.reason));
+            add(
+                "error",
+                about,
+                format!("refused {}: {}", refused.name, refused.reason),
+            );
         } else if proxy.certificate_not_after > 0 && proxy.certificate_not_after < now {
-            add("error", about, "its certificate has ended: see its log".to_owned());
+            add(
+                "error",
+                about,
+                "its certificate has ended: see its log".to_owned(),
+            );
         } else if proxy.proxy_version != known.control_plane_version {
-            add("warning", about, format!("runs {}, the control plane {}", proxy.proxy_version, known.control_plane_version));
+            add(
+                "warning",
+                about,
+                format!(
+                    "runs {}, the control plane {}",
+                    proxy.proxy_version, known.control_plane_version
+                ),
+            );
         } else {
             fine += 1;
         }
     }
-    add("ok", "proxies".to_owned(), format!("{fine} of {} are connected and current", known.proxies.len()));
+    add(
+        "ok",
+        "proxies".to_owned(),
+        format!(
+            "{fine} of {} are connected and current",
+            known.proxies.len()
+        ),
+    );
 }
 
 fn check_objects(status: &StatusResponse, findings: &mut Vec<Finding>) {
@@ -91,7 +142,10 @@ fn check_objects(status: &StatusResponse, findings: &mut Vec<Finding>) {
             findings.push(Finding {
                 level: "error",
                 about: format!("{} {}/{}", object.kind, object.namespace, object.name),
-                text: format!("{} is False ({}): {}", condition.r#type, condition.reason, condition.message),
+                text: format!(
+                    "{} is False ({}): {}",
+                    condition.r#type, condition.reason, condition.message
+                ),
             });
         }
     }

@@ -67,7 +67,11 @@ fn row(key: EdgeKey, sum: &EdgeReport, seconds: f64) -> Row {
         mtls: key.mtls,
         requests,
         requests_per_second: requests as f64 / seconds.max(1.0),
-        success_rate: if requests == 0 { 1.0 } else { 1.0 - sum.failures as f64 / requests as f64 },
+        success_rate: if requests == 0 {
+            1.0
+        } else {
+            1.0 - sum.failures as f64 / requests as f64
+        },
         p50_ms: quantile_ms(&sum.latency_buckets, 0.5),
         p99_ms: quantile_ms(&sum.latency_buckets, 0.99),
         denied: sum.denied,
@@ -82,7 +86,10 @@ fn row(key: EdgeKey, sum: &EdgeReport, seconds: f64) -> Row {
 fn fetch(args: &StatArgs) -> anyhow::Result<(Vec<EdgeReport>, f64)> {
     let window_seconds = args.window;
     with_operator(&args.mesh.name, |mut operator| async move {
-        let found = operator.edges(EdgesRequest { window_seconds }).await?.into_inner();
+        let found = operator
+            .edges(EdgesRequest { window_seconds })
+            .await?
+            .into_inner();
         Ok((found.edges, found.seconds))
     })
 }
@@ -106,7 +113,11 @@ fn add(sum: &mut EdgeReport, more: &EdgeReport) {
 
 fn success(rate: f64) -> String {
     let text = format!("{:.2}%", rate * 100.0);
-    if rate >= 0.999 { green(&text) } else { red(&text) }
+    if rate >= 0.999 {
+        green(&text)
+    } else {
+        red(&text)
+    }
 }
 
 /// Edges as the callers' proxies saw them, and those of callers without one.
@@ -122,11 +133,23 @@ pub fn edges(args: &StatArgs) -> anyhow::Result<ExitCode> {
         })
         .map(|(key, e)| row(key, e, seconds))
         .collect();
-    rows.sort_by(|a, b| (&a.source, &a.destination, &a.route).cmp(&(&b.source, &b.destination, &b.route)));
+    rows.sort_by(|a, b| {
+        (&a.source, &a.destination, &a.route).cmp(&(&b.source, &b.destination, &b.route))
+    });
     print(args.mesh.output, &rows, || {
         let cells = rows.iter().map(|r| {
-            let name = |ns: &str, name: &str| if ns.is_empty() { name.to_owned() } else { format!("{ns}/{name}") };
-            let source = if r.source.is_empty() { "(not meshed)".to_owned() } else { name(&r.source_namespace, &r.source) };
+            let name = |ns: &str, name: &str| {
+                if ns.is_empty() {
+                    name.to_owned()
+                } else {
+                    format!("{ns}/{name}")
+                }
+            };
+            let source = if r.source.is_empty() {
+                "(not meshed)".to_owned()
+            } else {
+                name(&r.source_namespace, &r.source)
+            };
             let identities = match r.mtls {
                 true => format!("{} > {}", r.source_identity, r.destination_identity),
                 false => "plaintext".to_owned(),
@@ -144,7 +167,17 @@ pub fn edges(args: &StatArgs) -> anyhow::Result<ExitCode> {
             ]
         });
         table(
-            &["SOURCE", "DESTINATION", "PROTOCOL", "ROUTE", "RPS", "SUCCESS", "P50 MS", "P99 MS", "IDENTITIES PROVED"],
+            &[
+                "SOURCE",
+                "DESTINATION",
+                "PROTOCOL",
+                "ROUTE",
+                "RPS",
+                "SUCCESS",
+                "P50 MS",
+                "P99 MS",
+                "IDENTITIES PROVED",
+            ],
             cells,
         )
     })?;
@@ -156,8 +189,14 @@ pub fn stat(args: &StatArgs) -> anyhow::Result<ExitCode> {
     let (found, seconds) = fetch(args)?;
     let mut workloads: BTreeMap<(String, String), EdgeReport> = BTreeMap::new();
     for report in &found {
-        let Some(key) = report.key.as_ref().filter(|k| !k.outbound) else { continue };
-        if args.namespace.as_ref().is_some_and(|ns| *ns != key.destination_namespace) {
+        let Some(key) = report.key.as_ref().filter(|k| !k.outbound) else {
+            continue;
+        };
+        if args
+            .namespace
+            .as_ref()
+            .is_some_and(|ns| *ns != key.destination_namespace)
+        {
             continue;
         }
         let name = (key.destination_namespace.clone(), key.destination.clone());
@@ -166,7 +205,11 @@ pub fn stat(args: &StatArgs) -> anyhow::Result<ExitCode> {
     let rows: Vec<Row> = workloads
         .into_iter()
         .map(|((destination_namespace, destination), sum)| {
-            let key = EdgeKey { destination, destination_namespace, ..EdgeKey::default() };
+            let key = EdgeKey {
+                destination,
+                destination_namespace,
+                ..EdgeKey::default()
+            };
             row(key, &sum, seconds)
         })
         .collect();
@@ -183,7 +226,19 @@ pub fn stat(args: &StatArgs) -> anyhow::Result<ExitCode> {
                 r.connections.to_string(),
             ]
         });
-        table(&["NAMESPACE", "WORKLOAD", "RPS", "SUCCESS", "P50 MS", "P99 MS", "DENIED", "CONNECTIONS"], cells)
+        table(
+            &[
+                "NAMESPACE",
+                "WORKLOAD",
+                "RPS",
+                "SUCCESS",
+                "P50 MS",
+                "P99 MS",
+                "DENIED",
+                "CONNECTIONS",
+            ],
+            cells,
+        )
     })?;
     Ok(ExitCode::SUCCESS)
 }

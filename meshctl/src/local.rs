@@ -24,7 +24,9 @@ use crate::output::{green, print, red, table};
 
 pub fn run(command: LocalCommand) -> anyhow::Result<ExitCode> {
     if !Uid::effective().is_root() {
-        bail!("a local mesh needs root, for network namespaces and redirect rules: run it with sudo");
+        bail!(
+            "a local mesh needs root, for network namespaces and redirect rules: run it with sudo"
+        );
     }
     match command {
         LocalCommand::Up(args) => up(&args)?,
@@ -39,11 +41,17 @@ pub fn run(command: LocalCommand) -> anyhow::Result<ExitCode> {
         },
         LocalCommand::Engine { settings, inner } => {
             let settings: EngineSettings = serde_json::from_str(&settings)?;
-            if inner { run_inner(settings)? } else { run_outer(&settings)? }
+            if inner {
+                run_inner(settings)?
+            } else {
+                run_outer(&settings)?
+            }
         }
         LocalCommand::Pod => {
             weft_local::pod::enter_sandbox()?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let ended = runtime.block_on(weft_local::pod::supervise());
             // A read of standard input may still be under way.
             runtime.shutdown_background();
@@ -59,7 +67,9 @@ fn load(args: &FilesArgs) -> anyhow::Result<Vec<Object>> {
     for path in &args.filename {
         let loaded = if path == Path::new("-") {
             let mut text = String::new();
-            std::io::stdin().take(weft_api::MAX_MANIFEST_BYTES).read_to_string(&mut text)?;
+            std::io::stdin()
+                .take(weft_api::MAX_MANIFEST_BYTES)
+                .read_to_string(&mut text)?;
             parse_manifests(&text, "standard input")
         } else {
             load_path(path)
@@ -72,13 +82,20 @@ fn load(args: &FilesArgs) -> anyhow::Result<Vec<Object>> {
     if problems.is_empty() {
         return Ok(objects);
     }
-    bail!("the manifests cannot be used; nothing was changed:{}", problems.concat())
+    bail!(
+        "the manifests cannot be used; nothing was changed:{}",
+        problems.concat()
+    )
 }
 
 /// Tools that are called by name.
 fn check_tools() -> anyhow::Result<()> {
     let paths = std::env::var("PATH").unwrap_or_default();
-    for (tool, package) in [("ip", "iproute2"), ("iptables-restore", "iptables"), ("setpriv", "util-linux")] {
+    for (tool, package) in [
+        ("ip", "iproute2"),
+        ("iptables-restore", "iptables"),
+        ("setpriv", "util-linux"),
+    ] {
         if !paths.split(':').any(|p| Path::new(p).join(tool).exists()) {
             bail!("{tool} is not installed: apt-get install {package}");
         }
@@ -92,29 +109,51 @@ fn up(args: &UpArgs) -> anyhow::Result<()> {
     let paths = MeshPaths::new(&mesh.name);
     let objects = load(&args.files)?;
     if is_running(&paths) {
-        bail!("the mesh {0} is up already: change it with `meshctl local apply --name {0} -f PATH`", mesh.name);
+        bail!(
+            "the mesh {0} is up already: change it with `meshctl local apply --name {0} -f PATH`",
+            mesh.name
+        );
     }
     if weft_api::GatewayDuration::parse(&args.leaf_lifetime).is_none() {
-        bail!("--leaf-lifetime {}: write it like 24h, 10m or 90s", args.leaf_lifetime);
+        bail!(
+            "--leaf-lifetime {}: write it like 24h, 10m or 90s",
+            args.leaf_lifetime
+        );
     }
     let settings = EngineSettings {
         name: mesh.name.clone(),
         trust_domain: args.trust_domain.clone(),
-        ca: args.ca.as_ref().map(|p| fs::canonicalize(p).with_context(|| p.display().to_string())).transpose()?,
+        ca: args
+            .ca
+            .as_ref()
+            .map(|p| fs::canonicalize(p).with_context(|| p.display().to_string()))
+            .transpose()?,
         leaf_lifetime: args.leaf_lifetime.clone(),
         otlp_endpoint: args.otlp_endpoint.clone(),
         trace_sampling: args.trace_sampling,
         log: args.log.clone(),
         workers: args.workers,
     };
-    start_engine(&paths, &["--settings".to_owned(), serde_json::to_string(&settings)?])?;
-    let applied = change(&mesh.name, &Request::Apply { objects, first: true });
+    start_engine(
+        &paths,
+        &["--settings".to_owned(), serde_json::to_string(&settings)?],
+    )?;
+    let applied = change(
+        &mesh.name,
+        &Request::Apply {
+            objects,
+            first: true,
+        },
+    );
     if applied.is_err() {
         let _ = keep_logs(&paths);
         down(&paths)?;
     }
     applied?;
-    println!("the mesh {} is up; next: meshctl local ps, meshctl edges, meshctl local down", mesh.name);
+    println!(
+        "the mesh {} is up; next: meshctl local ps, meshctl edges, meshctl local down",
+        mesh.name
+    );
     Ok(())
 }
 
@@ -125,7 +164,10 @@ fn keep_logs(paths: &MeshPaths) -> anyhow::Result<()> {
         let text = fs::read_to_string(&path).unwrap_or_default();
         let lines: Vec<&str> = text.lines().rev().take(5).collect();
         if !lines.is_empty() {
-            eprintln!("--- {}", path.file_name().unwrap_or_default().to_string_lossy());
+            eprintln!(
+                "--- {}",
+                path.file_name().unwrap_or_default().to_string_lossy()
+            );
             for line in lines.iter().rev() {
                 eprintln!("{line}");
             }
@@ -137,8 +179,14 @@ fn keep_logs(paths: &MeshPaths) -> anyhow::Result<()> {
 /// Makes a change and shows what it waits for.
 fn change(mesh: &str, what: &Request) -> anyhow::Result<()> {
     let paths = MeshPaths::new(mesh);
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::with_template("{spinner} {elapsed} waiting for {wide_msg}")?);
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::hidden()
+    };
+    bar.set_style(ProgressStyle::with_template(
+        "{spinner} {elapsed} waiting for {wide_msg}",
+    )?);
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut said = Instant::now();
     let result = request(&paths, what, |reply| {
@@ -164,7 +212,11 @@ fn wait_for_proxies(mesh: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + BOUND;
         loop {
             let known = operator.proxies(ProxiesRequest {}).await?.into_inner();
-            let behind = known.proxies.iter().filter(|p| p.connected && p.acknowledged < p.sent).count();
+            let behind = known
+                .proxies
+                .iter()
+                .filter(|p| p.connected && p.acknowledged < p.sent)
+                .count();
             if behind == 0 {
                 return Ok(());
             }
@@ -180,7 +232,13 @@ fn wait_for_proxies(mesh: &str) -> anyhow::Result<()> {
 fn apply(args: &FilesArgs) -> anyhow::Result<()> {
     let objects = load(args)?;
     let count = objects.len();
-    change(&args.mesh.name, &Request::Apply { objects, first: false })?;
+    change(
+        &args.mesh.name,
+        &Request::Apply {
+            objects,
+            first: false,
+        },
+    )?;
     println!("{count} objects are in force");
     Ok(())
 }
@@ -209,12 +267,27 @@ fn ps(args: &MeshArgs) -> anyhow::Result<()> {
                 p.pid.to_string(),
             ]
         });
-        table(&["NAMESPACE", "POD", "READY", "STATUS", "RESTARTS", "IP", "PID"], rows)
+        table(
+            &[
+                "NAMESPACE",
+                "POD",
+                "READY",
+                "STATUS",
+                "RESTARTS",
+                "IP",
+                "PID",
+            ],
+            rows,
+        )
     })
 }
 
 /// A pod by name, or a ready one of `deploy/NAME`.
-pub fn find_pod<'a>(pods: &'a [PodState], namespace: &str, name: &str) -> anyhow::Result<&'a PodState> {
+pub fn find_pod<'a>(
+    pods: &'a [PodState],
+    namespace: &str,
+    name: &str,
+) -> anyhow::Result<&'a PodState> {
     let here = || pods.iter().filter(|p| p.namespace == namespace);
     let found = match name.strip_prefix("deploy/") {
         None => here().find(|p| p.pod == name),
@@ -226,7 +299,10 @@ pub fn find_pod<'a>(pods: &'a [PodState], namespace: &str, name: &str) -> anyhow
     };
     found.with_context(|| {
         let known: Vec<&str> = here().map(|p| p.pod.as_str()).collect();
-        format!("no pod {name} in the namespace {namespace}; there are: {}", known.join(", "))
+        format!(
+            "no pod {name} in the namespace {namespace}; there are: {}",
+            known.join(", ")
+        )
     })
 }
 
@@ -234,7 +310,8 @@ pub fn find_pod<'a>(pods: &'a [PodState], namespace: &str, name: &str) -> anyhow
 pub fn enter_pod(pod: &PodState, mounts: bool) -> anyhow::Result<()> {
     let pid = pod.sandbox_pid;
     let open = |kind: &str| {
-        File::open(format!("/proc/{pid}/ns/{kind}")).with_context(|| format!("the pod {} has ended", pod.pod))
+        File::open(format!("/proc/{pid}/ns/{kind}"))
+            .with_context(|| format!("the pod {} has ended", pod.pod))
     };
     let (net, mnt, uts) = (open("net")?, open("mnt")?, open("uts")?);
     setns(net, CloneFlags::CLONE_NEWNET)?;
@@ -253,7 +330,12 @@ fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let program = words.next().context("name a command")?;
     // Replaces this process: signals, terminal and exit code are the command's.
     let error = std::process::Command::new("setpriv")
-        .args(["--reuid", &APPLICATION_UID.to_string(), "--regid", &APPLICATION_UID.to_string()])
+        .args([
+            "--reuid",
+            &APPLICATION_UID.to_string(),
+            "--regid",
+            &APPLICATION_UID.to_string(),
+        ])
         .args(["--clear-groups", "--inh-caps=-all", "--", program])
         .args(words)
         .exec();
@@ -271,12 +353,15 @@ fn logs(args: &LogsArgs) -> anyhow::Result<()> {
             // The log of a pod that is gone can still be read.
             let pod = find_pod(&pods, &args.namespace, name).ok();
             let full = pod.map_or(name.as_str(), |p| p.pod.as_str());
-            let first = pod.and_then(|p| p.containers.first()).map(|c| c.name.as_str());
+            let first = pod
+                .and_then(|p| p.containers.first())
+                .map(|c| c.name.as_str());
             let container = args.container.as_deref().or(first).unwrap_or_default();
             paths.container_log(&args.namespace, full, container)
         }
     };
-    let mut log = File::open(&file).with_context(|| format!("there is no log {}", file.display()))?;
+    let mut log =
+        File::open(&file).with_context(|| format!("there is no log {}", file.display()))?;
     std::io::copy(&mut log, &mut std::io::stdout())?;
     Ok(())
 }

@@ -17,7 +17,9 @@ pub fn with_operator<T, F: Future<Output = anyhow::Result<T>>>(
     talk: impl FnOnce(OperatorClient<Channel>) -> F,
 ) -> anyhow::Result<T> {
     let socket = MeshPaths::new(mesh).operator_socket();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let client = connect(socket)
             .await
@@ -31,6 +33,8 @@ async fn connect(socket: PathBuf) -> anyhow::Result<OperatorClient<Channel>> {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    let channel = Endpoint::from_static("http://operator.weft").connect_with_connector(connector).await?;
+    let channel = Endpoint::from_static("http://operator.weft")
+        .connect_with_connector(connector)
+        .await?;
     Ok(OperatorClient::new(channel).max_decoding_message_size(64 * 1024 * 1024))
 }

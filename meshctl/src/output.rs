@@ -9,7 +9,11 @@ use crate::cli::Format;
 
 fn colour(code: &str, text: &str) -> String {
     let wanted = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    if wanted { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    if wanted {
+        format!("\x1b[{code}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
 }
 
 pub fn red(text: &str) -> String {
@@ -27,7 +31,9 @@ pub fn yellow(text: &str) -> String {
 /// A table without lines, as kubectl's.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().copied());
     for row in rows {
         table.add_row(row);
@@ -39,7 +45,11 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
 }
 
 /// Prints a value in the format that was asked for.
-pub fn print<T: Serialize>(format: Format, value: &T, as_table: impl FnOnce() -> String) -> anyhow::Result<()> {
+pub fn print<T: Serialize>(
+    format: Format,
+    value: &T,
+    as_table: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
     match format {
         Format::Table => println!("{}", as_table()),
         Format::Json => println!("{}", serde_json::to_string_pretty(value)?),

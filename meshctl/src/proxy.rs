@@ -42,14 +42,23 @@ fn ask(args: &ProxyArgs, path: &str) -> anyhow::Result<String> {
         bail!("{} has no sidecar", pod.pod);
     }
     enter_pod(pod, false)?;
-    let mut stream = TcpStream::connect(("127.0.0.1", ADMIN)).context("the sidecar does not answer")?;
+    let mut stream =
+        TcpStream::connect(("127.0.0.1", ADMIN)).context("the sidecar does not answer")?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the sidecar's answer is not HTTP")?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("the sidecar's answer is not HTTP")?;
     if !head.starts_with("HTTP/1.1 200") {
-        bail!("the sidecar answered {}", head.lines().next().unwrap_or_default());
+        bail!(
+            "the sidecar answered {}",
+            head.lines().next().unwrap_or_default()
+        );
     }
     Ok(body.to_owned())
 }

@@ -158,9 +158,7 @@ struct Http {
 
 impl Policies {
     /// Compiles what the control plane sent; an error names the policy.
-    pub fn compile(
-        policies: &[proto::AuthorizationPolicy],
-    ) -> Result<Self, (String, PolicyError)> {
+    pub fn compile(policies: &[proto::AuthorizationPolicy]) -> Result<Self, (String, PolicyError)> {
         let policies = policies
             .iter()
             .map(|p| {
@@ -394,15 +392,24 @@ impl Http {
     fn mismatch(&self, request: &dyn RequestView) -> Option<Mismatch> {
         let any = |empty: bool, matched: bool| empty || matched;
         let methods = &self.methods;
-        if !any(methods.is_empty(), methods.iter().any(|m| m == request.method())) {
+        if !any(
+            methods.is_empty(),
+            methods.iter().any(|m| m == request.method()),
+        ) {
             return Some(Mismatch::Method);
         }
         let path = request.path();
-        if !any(self.paths.is_empty(), self.paths.iter().any(|p| p.matches(path))) {
+        if !any(
+            self.paths.is_empty(),
+            self.paths.iter().any(|p| p.matches(path)),
+        ) {
             return Some(Mismatch::Path);
         }
         let hosts = &self.hosts;
-        if !any(hosts.is_empty(), hosts.iter().any(|h| host_matches(h, request.host()))) {
+        if !any(
+            hosts.is_empty(),
+            hosts.iter().any(|h| host_matches(h, request.host())),
+        ) {
             return Some(Mismatch::Host);
         }
         let has = |h: &Named| request.any_header(&h.name, &mut |value| h.value.matches(value));
@@ -448,7 +455,11 @@ mod tests {
         }
     }
 
-    fn policy(action: Action, dry_run: bool, rules: Vec<proto::PolicyRule>) -> proto::AuthorizationPolicy {
+    fn policy(
+        action: Action,
+        dry_run: bool,
+        rules: Vec<proto::PolicyRule>,
+    ) -> proto::AuthorizationPolicy {
         proto::AuthorizationPolicy {
             namespace: "shop".into(),
             name: "p".into(),
@@ -505,14 +516,20 @@ mod tests {
             Some("spiffe://east.example/ns/shop/sa/other"),
             Some("spiffe://west.example/ns/shop/sa/frontend"),
         ] {
-            assert_eq!(decide(&allow, other, None).decision, Decision::DeniedByDefault);
+            assert_eq!(
+                decide(&allow, other, None).decision,
+                Decision::DeniedByDefault
+            );
         }
     }
 
     #[test]
     fn an_allow_without_rules_denies_everything() {
         let nothing = [policy(Action::Allow, false, vec![])];
-        assert_eq!(decide(&nothing, Some(FRONTEND), None).decision, Decision::DeniedByDefault);
+        assert_eq!(
+            decide(&nothing, Some(FRONTEND), None).decision,
+            Decision::DeniedByDefault
+        );
     }
 
     #[test]
@@ -554,10 +571,16 @@ mod tests {
             decide(&allow, identity, None).decision.is_allowed()
         };
         assert!(matches(Kind::Spiffe(FRONTEND.into()), Some(FRONTEND)));
-        assert!(!matches(Kind::Spiffe(format!("{FRONTEND}x")), Some(FRONTEND)));
+        assert!(!matches(
+            Kind::Spiffe(format!("{FRONTEND}x")),
+            Some(FRONTEND)
+        ));
         assert!(matches(Kind::Namespace("shop".into()), Some(FRONTEND)));
         assert!(!matches(Kind::Namespace("shop".into()), None));
-        assert!(matches(Kind::TrustDomain("east.example".into()), Some(FRONTEND)));
+        assert!(matches(
+            Kind::TrustDomain("east.example".into()),
+            Some(FRONTEND)
+        ));
         let block = |cidr: &str, except: &[&str]| {
             Kind::IpBlock(proto::IpBlock {
                 cidr: cidr.into(),
@@ -600,7 +623,10 @@ mod tests {
         };
         let gold = [("x-tier", "gold")];
         assert_eq!(mismatch(FRONTEND, 8080, &gold), None);
-        assert_eq!(mismatch("spiffe://a/ns/b/sa/c", 8080, &gold), Some(Mismatch::Source));
+        assert_eq!(
+            mismatch("spiffe://a/ns/b/sa/c", 8080, &gold),
+            Some(Mismatch::Source)
+        );
         assert_eq!(mismatch(FRONTEND, 81, &gold), Some(Mismatch::Port));
         assert_eq!(mismatch(FRONTEND, 8080, &[]), Some(Mismatch::Header));
     }

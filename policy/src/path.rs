@@ -55,7 +55,9 @@ fn decode(path: &[u8]) -> Result<Vec<u8>, PathError> {
         }
         let mut digit = || {
             let digit = bytes.next().and_then(|b| (b as char).to_digit(16));
-            digit.and_then(|d| u8::try_from(d).ok()).ok_or(PathError::Escape)
+            digit
+                .and_then(|d| u8::try_from(d).ok())
+                .ok_or(PathError::Escape)
         };
         let value = digit()? << 4 | digit()?;
         match value {
@@ -130,7 +132,9 @@ mod tests {
 
     #[test]
     fn what_could_mean_two_things_is_refused() {
-        for path in ["", "a", "/a\\b", "/%", "/%4", "/%zz", "/%00", "/a b", "/a\0"] {
+        for path in [
+            "", "a", "/a\\b", "/%", "/%4", "/%zz", "/%00", "/a b", "/a\0",
+        ] {
             assert!(normalize(path.as_bytes()).is_err(), "{path:?}");
         }
     }

@@ -198,10 +198,25 @@ mod tests {
         };
         assert_eq!(table.select(&full), Some(0));
         for request in [
-            Plain { query: Some("v=12x"), ..full },
-            Plain { query: None, headers: &[("x-0", "1")], ..Plain::get("/api/x") },
-            Plain { query: Some("v=1"), headers: &[("x-0", "2")], ..Plain::get("/api/x") },
-            Plain { query: Some("v=1"), headers: &[("x-0", "1")], ..Plain::get("/other") },
+            Plain {
+                query: Some("v=12x"),
+                ..full
+            },
+            Plain {
+                query: None,
+                headers: &[("x-0", "1")],
+                ..Plain::get("/api/x")
+            },
+            Plain {
+                query: Some("v=1"),
+                headers: &[("x-0", "2")],
+                ..Plain::get("/api/x")
+            },
+            Plain {
+                query: Some("v=1"),
+                headers: &[("x-0", "1")],
+                ..Plain::get("/other")
+            },
         ] {
             assert_eq!(table.select(&request), None);
         }

@@ -43,7 +43,10 @@ fn taken(port: u16, error: io::Error) -> io::Error {
         io::ErrorKind::AddrInUse => ": another process has it; the proxy needs it for itself",
         _ => "",
     };
-    io::Error::new(error.kind(), format!("port {port} cannot be opened: {error}{mend}"))
+    io::Error::new(
+        error.kind(),
+        format!("port {port} cannot be opened: {error}{mend}"),
+    )
 }
 
 fn bind(domain: Domain, ip: IpAddr, port: u16) -> io::Result<TcpListener> {
@@ -66,7 +69,9 @@ fn original_destination(tcp: &TcpStream) -> io::Result<SocketAddr> {
         SocketAddr::V4(_) => socket.original_dst_v4()?,
         SocketAddr::V6(_) => socket.original_dst_v6()?,
     };
-    original.as_socket().ok_or_else(|| io::Error::other("no original destination"))
+    original
+        .as_socket()
+        .ok_or_else(|| io::Error::other("no original destination"))
 }
 
 /// Accepts until the proxy stops.

@@ -24,9 +24,9 @@ type Answer = Response<Full<Bytes>>;
 /// Serves the admin port until the process ends.
 pub async fn serve(shared: Arc<Shared>, port: u16) -> io::Result<()> {
     let address = SocketAddr::from(([0, 0, 0, 0], port));
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|e| io::Error::new(e.kind(), format!("admin port {port} cannot be opened: {e}")))?;
+    let listener = TcpListener::bind(address).await.map_err(|e| {
+        io::Error::new(e.kind(), format!("admin port {port} cannot be opened: {e}"))
+    })?;
     tokio::spawn(async move {
         loop {
             let Ok((stream, peer)) = listener.accept().await else {
@@ -63,7 +63,9 @@ fn answer(shared: &Shared, request: &Request<Incoming>, peer: SocketAddr) -> Ans
         (&Method::GET, "/metrics") => {
             let mut answer = text(StatusCode::OK, metrics(shared));
             let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-            answer.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+            answer
+                .headers_mut()
+                .insert(http::header::CONTENT_TYPE, kind);
             answer
         }
         (_, "/config" | "/shutdown") if !peer.ip().is_loopback() => {
@@ -71,13 +73,18 @@ fn answer(shared: &Shared, request: &Request<Incoming>, peer: SocketAddr) -> Ans
         }
         (&Method::GET, "/config") => text(StatusCode::OK, shared.describe().to_string()),
         (&Method::POST, "/shutdown") => {
-            shared.phase.send_modify(|phase| *phase = (*phase).max(Phase::Draining));
+            shared
+                .phase
+                .send_modify(|phase| *phase = (*phase).max(Phase::Draining));
             text(StatusCode::OK, "draining\n")
         }
         (_, "/live" | "/ready" | "/metrics" | "/config" | "/shutdown") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "another method is needed\n")
         }
-        _ => text(StatusCode::NOT_FOUND, "/ready /live /metrics /config /shutdown\n"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "/ready /live /metrics /config /shutdown\n",
+        ),
     }
 }
 
@@ -97,16 +104,40 @@ fn metrics(shared: &Shared) -> String {
     let totals = shared.registry.totals();
     put_edges(&mut out, &totals);
     let open = shared.open_connections.load(Ordering::Relaxed) as f64;
-    put_single(&mut out, "weft_open_connections", "gauge", "Connections open.", open);
+    put_single(
+        &mut out,
+        "weft_open_connections",
+        "gauge",
+        "Connections open.",
+        open,
+    );
     let tls = shared.tls.load();
     if let Some(tls) = &*tls {
         let end = unix(tls.svid.not_after) as f64;
         let help = "When the certificate ends, seconds since the epoch.";
-        put_single(&mut out, "weft_certificate_not_after_seconds", "gauge", help, end);
+        put_single(
+            &mut out,
+            "weft_certificate_not_after_seconds",
+            "gauge",
+            help,
+            end,
+        );
         let left = end - unix(SystemTime::now()) as f64;
-        put_single(&mut out, "weft_certificate_seconds_left", "gauge", "Life left of the certificate.", left);
+        put_single(
+            &mut out,
+            "weft_certificate_seconds_left",
+            "gauge",
+            "Life left of the certificate.",
+            left,
+        );
     }
     let dropped = shared.spans.dropped() as f64;
-    put_single(&mut out, "weft_spans_dropped_total", "counter", "Spans that could not be sent.", dropped);
+    put_single(
+        &mut out,
+        "weft_spans_dropped_total",
+        "counter",
+        "Spans that could not be sent.",
+        dropped,
+    );
     out
 }

@@ -96,14 +96,23 @@ impl Inbound {
                 port: u16::try_from(p.port).map_err(|_| refused("a port above 65535"))?,
                 strict: p.mtls.map(|_| strict(p.mtls())),
                 protocol: p.protocol(),
-                service: p.services.first().map(String::as_str).unwrap_or_default().into(),
+                service: p
+                    .services
+                    .first()
+                    .map(String::as_str)
+                    .unwrap_or_default()
+                    .into(),
             })
         };
         Ok(Self {
             workload: inbound.workload.clone().unwrap_or_default(),
             policies,
             strict: strict(inbound.mtls()),
-            ports: inbound.ports.iter().map(port).collect::<Result<_, Refused>>()?,
+            ports: inbound
+                .ports
+                .iter()
+                .map(port)
+                .collect::<Result<_, Refused>>()?,
         })
     }
 
@@ -124,7 +133,8 @@ impl Inbound {
 
     /// The service that leads to a port, `NAMESPACE/NAME`; empty if none does.
     pub fn service(&self, port: u16) -> Arc<str> {
-        self.port(port).map_or_else(|| "".into(), |p| p.service.clone())
+        self.port(port)
+            .map_or_else(|| "".into(), |p| p.service.clone())
     }
 }
 
@@ -255,7 +265,9 @@ impl HeaderChange {
             return Self::default();
         };
         let pairs = |list: &[proto::HeaderValue]| {
-            list.iter().map(|h| (h.name.clone(), h.value.clone())).collect()
+            list.iter()
+                .map(|h| (h.name.clone(), h.value.clone()))
+                .collect()
         };
         Self {
             set: pairs(&change.set),
@@ -286,10 +298,18 @@ impl Destination {
     ) -> Result<Self, Refused> {
         use proto::destination::Kind;
         Ok(match destination.kind.as_ref() {
-            Some(Kind::Service(service)) => Self::Service(Box::new(Service::compile(service, slot)?)),
-            Some(Kind::Workload(endpoint)) => Self::Workload(Arc::new(Endpoint::compile(endpoint)?)),
+            Some(Kind::Service(service)) => {
+                Self::Service(Box::new(Service::compile(service, slot)?))
+            }
+            Some(Kind::Workload(endpoint)) => {
+                Self::Workload(Arc::new(Endpoint::compile(endpoint)?))
+            }
             Some(Kind::External(_)) => Self::External,
-            None => return Err(refused("a destination of a kind that this proxy does not know")),
+            None => {
+                return Err(refused(
+                    "a destination of a kind that this proxy does not know",
+                ));
+            }
         })
     }
 }
@@ -315,7 +335,11 @@ impl Service {
             name,
             protocol: service.protocol(),
             table,
-            rules: service.rules.iter().map(|r| Arc::new(Rule::compile(r, slot))).collect(),
+            rules: service
+                .rules
+                .iter()
+                .map(|r| Arc::new(Rule::compile(r, slot)))
+                .collect(),
             default_rule: Arc::new(Rule::compile(&default_rule, slot)),
         })
     }
@@ -333,15 +357,26 @@ impl Rule {
             retry: rule.retry.as_ref().map(|r| Retry {
                 attempts: r.attempts,
                 backoff: Duration::from_millis(r.backoff_ms.into()),
-                codes: r.codes.iter().filter_map(|c| u16::try_from(*c).ok()).collect(),
+                codes: r
+                    .codes
+                    .iter()
+                    .filter_map(|c| u16::try_from(*c).ok())
+                    .collect(),
             }),
-            backends: rule.backends.iter().map(|b| Backend::compile(b, slot)).collect(),
+            backends: rule
+                .backends
+                .iter()
+                .map(|b| Backend::compile(b, slot))
+                .collect(),
         }
     }
 }
 
 impl Backend {
-    fn compile(backend: &proto::WeightedBackend, slot: &mut dyn FnMut(&str) -> EndpointSlot) -> Self {
+    fn compile(
+        backend: &proto::WeightedBackend,
+        slot: &mut dyn FnMut(&str) -> EndpointSlot,
+    ) -> Self {
         let name = &backend.endpoints;
         Self {
             weight: backend.weight,

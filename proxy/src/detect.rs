@@ -30,7 +30,9 @@ pub fn spoken(bytes: &[u8]) -> Option<Spoken> {
             Some(_) => Some(Spoken::Opaque),
         };
     }
-    let start = PREFACE.get(..bytes.len().min(PREFACE.len())).unwrap_or_default();
+    let start = PREFACE
+        .get(..bytes.len().min(PREFACE.len()))
+        .unwrap_or_default();
     // "PRI" alone tells it from every HTTP/1 method in use.
     if bytes.starts_with(start) {
         return (bytes.len() >= 3).then_some(Spoken::Http2);
@@ -74,7 +76,10 @@ impl<'a> Bytes<'a> {
     }
 
     fn number(&mut self, n: usize) -> Result<usize, bool> {
-        Ok(self.take(n)?.iter().fold(0, |sum, &b| sum << 8 | b as usize))
+        Ok(self
+            .take(n)?
+            .iter()
+            .fold(0, |sum, &b| sum << 8 | b as usize))
     }
 
     fn prefixed(&mut self, n: usize) -> Result<Bytes<'a>, bool> {
@@ -138,7 +143,8 @@ mod tests {
 
     fn hello(alpn: &[&[u8]]) -> Vec<u8> {
         let bundle = weft_identity::TrustBundle::default();
-        let config = weft_identity::client_config(None, &bundle, weft_identity::PeerRule::AnyTrusted, alpn);
+        let config =
+            weft_identity::client_config(None, &bundle, weft_identity::PeerRule::AnyTrusted, alpn);
         let name = rustls::pki_types::ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
         let mut client = rustls::ClientConnection::new(Arc::clone(&config.unwrap()), name).unwrap();
         let mut out = Vec::new();

@@ -43,14 +43,22 @@ pub async fn serve(shared: Arc<Shared>, settings: Arc<Settings>) -> io::Result<(
         servers,
         slots: Arc::new(Semaphore::new(CONCURRENT)),
     });
-    for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
+    // The addresses that the pod's own questions are led to; an answer must come
+    // from the same one.
+    for ip in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+    ] {
         let address = SocketAddr::new(ip, PORT);
-        match (UdpSocket::bind(address).await, TcpListener::bind(address).await) {
+        match (
+            UdpSocket::bind(address).await,
+            TcpListener::bind(address).await,
+        ) {
             (Ok(udp), Ok(tcp)) => {
                 tokio::spawn(serve_udp(resolver.clone(), Arc::new(udp)));
                 tokio::spawn(serve_tcp(resolver.clone(), tcp));
             }
-            // The first address has taken both families, or there is no IPv6.
+            // A pod without IPv6 asks no questions over it.
             _ if ip.is_ipv6() => {}
             (udp, tcp) => {
                 let error = udp.err().or(tcp.err());
@@ -72,9 +80,13 @@ fn system_servers() -> Vec<IpAddr> {
 async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
     let mut buffer = vec![0; 4096];
     loop {
-        let Ok((n, from)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok((n, from)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
         let question = buffer.get(..n).unwrap_or_default().to_vec();
-        let Ok(slot) = resolver.slots.clone().try_acquire_owned() else { continue };
+        let Ok(slot) = resolver.slots.clone().try_acquire_owned() else {
+            continue;
+        };
         let (resolver, socket) = (resolver.clone(), socket.clone());
         tokio::spawn(async move {
             if let Some(answer) = resolver.answer(&question, false).await {
@@ -92,7 +104,9 @@ async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let Ok(slot) = resolver.slots.clone().try_acquire_owned() else { continue };
+        let Ok(slot) = resolver.slots.clone().try_acquire_owned() else {
+            continue;
+        };
         let resolver = resolver.clone();
         tokio::spawn(async move {
             let bound = Duration::from_secs(10);
@@ -109,8 +123,12 @@ impl Resolver {
             let length = stream.read_u16().await?;
             let mut question = vec![0; length.into()];
             stream.read_exact(&mut question).await?;
-            let Some(answer) = self.answer(&question, true).await else { return Ok(()) };
-            stream.write_u16(answer.len().try_into().unwrap_or(u16::MAX)).await?;
+            let Some(answer) = self.answer(&question, true).await else {
+                return Ok(());
+            };
+            stream
+                .write_u16(answer.len().try_into().unwrap_or(u16::MAX))
+                .await?;
             stream.write_all(&answer).await?;
         }
     }
@@ -136,13 +154,18 @@ impl Resolver {
         if known.addresses.is_empty() {
             return reply(&question, ResponseCode::NXDomain, Vec::new());
         }
-        let addresses = known.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok());
+        let addresses = known
+            .addresses
+            .iter()
+            .filter_map(|a| a.parse::<IpAddr>().ok());
         let data = addresses.filter_map(|ip| match (ip, query.query_type()) {
             (IpAddr::V4(ip), RecordType::A) => Some(RData::A(A(ip))),
             (IpAddr::V6(ip), RecordType::AAAA) => Some(RData::AAAA(AAAA(ip))),
             _ => None,
         });
-        let records = data.map(|d| Record::from_rdata(query.name().clone(), TTL, d)).collect();
+        let records = data
+            .map(|d| Record::from_rdata(query.name().clone(), TTL, d))
+            .collect();
         reply(&question, ResponseCode::NoError, records)
     }
 
@@ -151,7 +174,11 @@ impl Resolver {
         for server in &self.servers {
             let address = SocketAddr::new(*server, 53);
             let asked = async {
-                if tcp { ask_tcp(address, question).await } else { ask_udp(address, question).await }
+                if tcp {
+                    ask_tcp(address, question).await
+                } else {
+                    ask_udp(address, question).await
+                }
             };
             if let Ok(Ok(answer)) = tokio::time::timeout(UPSTREAM, asked).await {
                 return Some(answer);
@@ -193,7 +220,9 @@ async fn ask_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
 
 async fn ask_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server).await?;
-    stream.write_u16(question.len().try_into().unwrap_or(u16::MAX)).await?;
+    stream
+        .write_u16(question.len().try_into().unwrap_or(u16::MAX))
+        .await?;
     stream.write_all(question).await?;
     let length = stream.read_u16().await?;
     let mut answer = vec![0; length.into()];

@@ -16,7 +16,10 @@ const LAST: Duration = Duration::from_secs(5);
 /// Returns when the proxy ought to stop: a while after SIGTERM, SIGINT or
 /// `/shutdown`; at once after a second signal.
 pub async fn wait_and_drain(shared: Arc<Shared>, settings: &Settings) {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return tracing::error!("signals cannot be received");
     };
     let mut phase = shared.phase.subscribe();

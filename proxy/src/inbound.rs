@@ -61,14 +61,26 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, address
             serve_h1(&Side::Inbound(plain), client.with_early(early)).await;
         }
         Spoken::Http2 if declared != Protocol::Tcp => {
-            serve_h2(Rc::new(Side::Inbound(plain)), client, early, Dialect::Standard).await;
+            serve_h2(
+                Rc::new(Side::Inbound(plain)),
+                client,
+                early,
+                Dialect::Standard,
+            )
+            .await;
         }
         _ => opaque(&plain, client.with_early(early), None).await,
     }
 }
 
 /// The caller has a proxy of the mesh.
-async fn mesh(worker: Rc<Worker>, client: Io, early: Vec<u8>, peer: SocketAddr, address: SocketAddr) {
+async fn mesh(
+    worker: Rc<Worker>,
+    client: Io,
+    early: Vec<u8>,
+    peer: SocketAddr,
+    address: SocketAddr,
+) {
     let Some(tls) = worker.shared.tls.load_full() else {
         client.reset_on_drop();
         return;
@@ -106,7 +118,14 @@ async fn application(side: &InboundSide) -> Result<Io, ConnectError> {
 fn refuse(side: &InboundSide, client: &Io, flag: Flag) {
     let edge = side.edge("tcp");
     edge.denied_connection();
-    edge.request(Outcome { status: 0, grpc: None, flag }, Duration::ZERO);
+    edge.request(
+        Outcome {
+            status: 0,
+            grpc: None,
+            flag,
+        },
+        Duration::ZERO,
+    );
     client.reset_on_drop();
 }
 
@@ -135,7 +154,11 @@ async fn opaque(side: &Rc<InboundSide>, mut client: Io, server: Option<Io>) {
         Err(error) => {
             tracing::debug!(%error, "the application takes no connection");
             client.reset_on_drop();
-            let outcome = Outcome { status: 0, grpc: None, flag: Flag::ConnectFailure };
+            let outcome = Outcome {
+                status: 0,
+                grpc: None,
+                flag: Flag::ConnectFailure,
+            };
             return edge.request(outcome, Duration::ZERO);
         }
     };
@@ -143,7 +166,10 @@ async fn opaque(side: &Rc<InboundSide>, mut client: Io, server: Option<Io>) {
     let guard = {
         let side = side.clone();
         let worker = side.worker.clone();
-        ActiveCalls::register(&worker, Box::new(move |inbound| side.may_go_on(inbound, None)))
+        ActiveCalls::register(
+            &worker,
+            Box::new(move |inbound| side.may_go_on(inbound, None)),
+        )
     };
     let ended = relay(&mut client, &mut server, Some(&guard), |sent, received| {
         edge.bytes(sent, received);

@@ -44,15 +44,27 @@ const INBOUND_PORT: u16 = 15006;
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     raise_file_limit();
     let settings = Arc::new(settings);
-    let cache = control::Cache::open(settings.cache.as_deref()).context("the cache folder cannot be made")?;
+    let cache = control::Cache::open(settings.cache.as_deref())
+        .context("the cache folder cannot be made")?;
     let (spans, span_queue) = SpanSender::new();
     let (shared, wants) = Shared::new(spans);
     let control = Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
         admin::serve(shared.clone(), settings.admin_port).await?;
-        dns::serve(shared.clone(), settings.clone()).await.context("DNS port 15053 cannot be opened")?;
-        tokio::spawn(control::keep_identity(shared.clone(), settings.clone(), cache.clone()));
-        tokio::spawn(control::watch(shared.clone(), settings.clone(), cache, wants));
+        dns::serve(shared.clone(), settings.clone())
+            .await
+            .context("DNS port 15053 cannot be opened")?;
+        tokio::spawn(control::keep_identity(
+            shared.clone(),
+            settings.clone(),
+            cache.clone(),
+        ));
+        tokio::spawn(control::watch(
+            shared.clone(),
+            settings.clone(),
+            cache,
+            wants,
+        ));
         tokio::spawn(export(shared.clone(), span_queue));
         let workers = start_workers(&shared, &settings)?;
         drain::wait_and_drain(shared, &settings).await;
@@ -99,7 +111,10 @@ fn run_worker(shared: Arc<Shared>, opened: &std::sync::mpsc::Sender<anyhow::Resu
             }
         };
         let worker = Worker::new(shared.clone());
-        for (listeners, direction) in [(outbound, Direction::Outbound), (inbound, Direction::Inbound)] {
+        for (listeners, direction) in [
+            (outbound, Direction::Outbound),
+            (inbound, Direction::Inbound),
+        ] {
             for listener in listeners {
                 tokio::task::spawn_local(accept::accept(worker.clone(), listener, direction));
             }

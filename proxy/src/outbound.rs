@@ -71,11 +71,17 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
         Spoken::Tls | Spoken::Opaque => {
             let client = client.with_early(early);
             match opaque(&worker, &local).await {
-                Ok((server, endpoint)) => join(&worker, &local, client, server, Some(endpoint)).await,
+                Ok((server, endpoint)) => {
+                    join(&worker, &local, client, server, Some(endpoint)).await
+                }
                 Err(error) => {
                     tracing::debug!(%address, %error, "no connection");
                     client.reset_on_drop();
-                    let outcome = Outcome { status: 0, grpc: None, flag: Flag::ConnectFailure };
+                    let outcome = Outcome {
+                        status: 0,
+                        grpc: None,
+                        flag: Flag::ConnectFailure,
+                    };
                     edge(&worker, &local, None).request(outcome, Default::default());
                 }
             }
@@ -87,7 +93,14 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
 async fn external(worker: &Rc<Worker>, mut client: Io, address: SocketAddr) {
     match connect_opaque(&worker.shared, address, None).await {
         Ok(mut server) => {
-            let key = outbound_key(&worker.shared, &"external".into(), &"".into(), &"".into(), None, "tcp");
+            let key = outbound_key(
+                &worker.shared,
+                &"external".into(),
+                &"".into(),
+                &"".into(),
+                None,
+                "tcp",
+            );
             let edge = worker.edges.edge(key);
             edge.connection();
             let _ = relay(&mut client, &mut server, None, |a, b| edge.bytes(a, b)).await;
@@ -105,7 +118,8 @@ async fn opaque(
     worker: &Rc<Worker>,
     local: &Rc<LocalDestination>,
 ) -> Result<(Io, Rc<LocalEndpoint>), ConnectError> {
-    let none = || ConnectError::Unreachable(SocketAddr::from(([0, 0, 0, 0], 0)), "no endpoint".into());
+    let none =
+        || ConnectError::Unreachable(SocketAddr::from(([0, 0, 0, 0], 0)), "no endpoint".into());
     let destination = local.current().ok_or_else(none)?;
     let mut tried = Vec::new();
     let mut last = none();
@@ -136,7 +150,11 @@ async fn opaque(
     Err(last)
 }
 
-fn one(worker: &Worker, endpoint: &Endpoint, tried: &[Rc<LocalEndpoint>]) -> Option<Rc<LocalEndpoint>> {
+fn one(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    tried: &[Rc<LocalEndpoint>],
+) -> Option<Rc<LocalEndpoint>> {
     tried.is_empty().then(|| worker.endpoint(endpoint))
 }
 
@@ -151,7 +169,14 @@ fn edge(
     };
     local.edge("", "", endpoint, "tcp", || {
         let endpoint = endpoint.map(|e| &**e);
-        let key = outbound_key(&worker.shared, &service, &"".into(), &"".into(), endpoint, "tcp");
+        let key = outbound_key(
+            &worker.shared,
+            &service,
+            &"".into(),
+            &"".into(),
+            endpoint,
+            "tcp",
+        );
         worker.edges.edge(key)
     })
 }
@@ -168,6 +193,9 @@ async fn join(
     let endpoint = endpoint.or_else(|| address.and_then(|a| worker.known_endpoint(a)));
     let edge = edge(worker, local, endpoint.as_ref());
     edge.connection();
-    let ended = relay(&mut client, &mut server, None, |sent, received| edge.bytes(sent, received)).await;
+    let ended = relay(&mut client, &mut server, None, |sent, received| {
+        edge.bytes(sent, received)
+    })
+    .await;
     tracing::debug!(?ended, "connection ended");
 }

@@ -206,17 +206,26 @@ impl Shared {
 
     /// The endpoints of a resource name; empty until they come.
     pub fn endpoint_slot(&self, name: &str) -> EndpointSlot {
-        lock(&self.endpoints).entry(name.to_owned()).or_default().clone()
+        lock(&self.endpoints)
+            .entry(name.to_owned())
+            .or_default()
+            .clone()
     }
 
     /// A destination slot by resource name, for the control thread.
     pub fn destination_by_name(&self, name: &str) -> Arc<Slot<Destination>> {
-        lock(&self.destinations).entry(name.to_owned()).or_default().clone()
+        lock(&self.destinations)
+            .entry(name.to_owned())
+            .or_default()
+            .clone()
     }
 
     /// A name slot by resource name, for the control thread.
     pub fn name_by_name(&self, name: &str) -> Arc<Slot<NameAnswer>> {
-        lock(&self.names).entry(name.to_owned()).or_default().clone()
+        lock(&self.names)
+            .entry(name.to_owned())
+            .or_default()
+            .clone()
     }
 
     /// Says that a slot is in use.
@@ -228,10 +237,15 @@ impl Shared {
     pub fn lapse(&self, idle: Duration) -> Vec<String> {
         let limit = self.seconds().saturating_sub(idle.as_secs());
         let mut lapsed = Vec::new();
-        fn sweep<T>(map: &Mutex<HashMap<String, Arc<Slot<T>>>>, limit: u64, lapsed: &mut Vec<String>) {
+        fn sweep<T>(
+            map: &Mutex<HashMap<String, Arc<Slot<T>>>>,
+            limit: u64,
+            lapsed: &mut Vec<String>,
+        ) {
             lock(map).retain(|name, slot| {
                 // Held elsewhere: a worker still uses it.
-                let keep = slot.used.load(Ordering::Relaxed) >= limit || Arc::strong_count(slot) > 1;
+                let keep =
+                    slot.used.load(Ordering::Relaxed) >= limit || Arc::strong_count(slot) > 1;
                 if !keep {
                     lapsed.push(name.clone());
                 }
@@ -323,5 +337,6 @@ fn describe_destination(destination: &Destination) -> serde_json::Value {
 
 /// Seconds since the Unix epoch.
 pub fn unix(time: std::time::SystemTime) -> u64 {
-    time.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    time.duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }

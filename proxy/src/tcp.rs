@@ -47,7 +47,9 @@ pub async fn relay(
         let x = forth.poll(cx, a, b, &mut |n| moved(n, 0));
         let y = back.poll(cx, b, a, &mut |n| moved(0, n));
         match (x, y) {
-            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Poll::Ready(Err(RelayError::Lost)),
+            (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => {
+                Poll::Ready(Err(RelayError::Lost))
+            }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
             _ => Poll::Pending,
         }

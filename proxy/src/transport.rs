@@ -89,7 +89,11 @@ impl Io {
         Self::handshake(tcp, connection.into(), early).await
     }
 
-    async fn handshake(tcp: TcpStream, connection: TlsConnection, early: Vec<u8>) -> io::Result<Self> {
+    async fn handshake(
+        tcp: TcpStream,
+        connection: TlsConnection,
+        early: Vec<u8>,
+    ) -> io::Result<Self> {
         let mut connection = connection;
         connection.set_buffer_limit(Some(TLS_OUT));
         let mut io = Self {
@@ -140,7 +144,11 @@ impl Io {
     }
 
     /// Reads into `buffer`; 0: the peer has ended its side.
-    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         if !self.peeked.is_empty() {
             return Poll::Ready(Ok(take_early(&mut self.peeked, buffer)));
         }
@@ -179,7 +187,10 @@ impl Io {
         };
         let mut taken = 0;
         loop {
-            taken += tls.connection.writer().write(data.get(taken..).unwrap_or_default())?;
+            taken += tls
+                .connection
+                .writer()
+                .write(data.get(taken..).unwrap_or_default())?;
             match tls.poll_send(&mut self.tcp, cx) {
                 Poll::Ready(Ok(())) if taken < data.len() => {}
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(taken)),
@@ -236,7 +247,8 @@ impl Io {
     pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut scratch = take_scratch();
         let read = self.poll_read(cx, &mut scratch).map_ok(|n| {
-            self.peeked.extend_from_slice(scratch.get(..n).unwrap_or_default());
+            self.peeked
+                .extend_from_slice(scratch.get(..n).unwrap_or_default());
         });
         put_back(scratch);
         read
@@ -264,7 +276,11 @@ impl Tls {
             *early = bytes.get(bytes.len() - left..).unwrap_or_default().to_vec();
             return Poll::Ready(Ok((bytes.len() - left, filled)));
         }
-        let mut scratch = if out.len() >= BULK { take_bulk() } else { take_scratch() };
+        let mut scratch = if out.len() >= BULK {
+            take_bulk()
+        } else {
+            take_scratch()
+        };
         let read = poll_tcp_read(tcp, cx, &mut scratch);
         let outcome = read.map(|read| {
             let bytes = scratch.get(..read?).unwrap_or_default();

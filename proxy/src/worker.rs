@@ -90,7 +90,13 @@ impl Worker {
         {
             return local.clone();
         }
-        let Endpoint { address, identity, workload, namespace, .. } = endpoint;
+        let Endpoint {
+            address,
+            identity,
+            workload,
+            namespace,
+            ..
+        } = endpoint;
         let local = LocalEndpoint::new(*address, identity.clone(), workload, namespace);
         if let Some(former) = endpoints.insert(key, local.clone()) {
             former.retire();
@@ -117,7 +123,10 @@ impl Worker {
     }
 
     /// What an address leads to; waits for the control plane a bounded time.
-    pub async fn destination(&self, address: SocketAddr) -> Option<(Rc<LocalDestination>, Arc<Destination>)> {
+    pub async fn destination(
+        &self,
+        address: SocketAddr,
+    ) -> Option<(Rc<LocalDestination>, Arc<Destination>)> {
         let known = self.destinations.borrow().get(&address).cloned();
         let local = known.unwrap_or_else(|| {
             let local = Rc::new(LocalDestination {
@@ -126,7 +135,9 @@ impl Worker {
                 server_first: Cell::new(false),
                 edges: RefCell::default(),
             });
-            self.destinations.borrow_mut().insert(address, local.clone());
+            self.destinations
+                .borrow_mut()
+                .insert(address, local.clone());
             local
         });
         local.used.set(Instant::now());
@@ -144,7 +155,9 @@ impl Worker {
             return Some(balancer.clone());
         }
         let balancer = Balancer::new(slot.clone());
-        self.balancers.borrow_mut().insert(name.clone(), balancer.clone());
+        self.balancers
+            .borrow_mut()
+            .insert(name.clone(), balancer.clone());
         Some(balancer)
     }
 
@@ -161,14 +174,17 @@ impl Worker {
                 endpoint.tick(now);
             }
             self.destinations.borrow_mut().retain(|_, local| {
-                let keep = now.duration_since(local.used.get()) < LAPSE || Rc::strong_count(local) > 1;
+                let keep =
+                    now.duration_since(local.used.get()) < LAPSE || Rc::strong_count(local) > 1;
                 if keep {
                     self.shared.touch(&local.slot);
                 }
                 keep
             });
             crate::buffers::release_bulk();
-            self.balancers.borrow_mut().retain(|_, b| Rc::strong_count(b) > 1 || b.is_used(now, LAPSE));
+            self.balancers
+                .borrow_mut()
+                .retain(|_, b| Rc::strong_count(b) > 1 || b.is_used(now, LAPSE));
             self.endpoints
                 .borrow_mut()
                 .retain(|_, e| Rc::strong_count(e) > 1 || !e.is_unused());
@@ -209,7 +225,9 @@ impl LocalDestination {
         };
         let mut edges = self.edges.borrow_mut();
         if let Some((_, edge)) = edges.iter().find(|(m, edge)| {
-            *m == mark && &*edge.key().route == rule && endpoint.is_none_or(|e| *edge.key().destination == *e.workload)
+            *m == mark
+                && &*edge.key().route == rule
+                && endpoint.is_none_or(|e| *edge.key().destination == *e.workload)
         }) {
             return edge.clone();
         }
@@ -239,8 +257,14 @@ pub fn outbound_key(
         source: own.owner.as_str().into(),
         source_namespace: own.namespace.as_str().into(),
         source_identity: own.spiffe_id.as_str().into(),
-        destination: endpoint.map(|e| e.workload.as_str()).unwrap_or_default().into(),
-        destination_namespace: endpoint.map(|e| e.namespace.as_str()).unwrap_or_default().into(),
+        destination: endpoint
+            .map(|e| e.workload.as_str())
+            .unwrap_or_default()
+            .into(),
+        destination_namespace: endpoint
+            .map(|e| e.namespace.as_str())
+            .unwrap_or_default()
+            .into(),
         destination_identity: identity.map(|i| i.as_str()).unwrap_or_default().into(),
         service: service.clone(),
         backend: backend.clone(),

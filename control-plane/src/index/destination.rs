@@ -35,7 +35,11 @@ impl Index {
                 Some((service, port)) => Kind::Service(self.service(service, port, asker, on)),
                 None => nothing(name),
             }
-        } else if let Some(pod) = self.pods_by_address.get(&ip).and_then(|name| self.pods.get(name)) {
+        } else if let Some(pod) = self
+            .pods_by_address
+            .get(&ip)
+            .and_then(|name| self.pods.get(name))
+        {
             let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
             on.push(Dependency::Pod(key));
             Kind::Workload(self.workload_endpoint(pod, address, proto::Protocol::Detect))
@@ -48,7 +52,11 @@ impl Index {
     }
 
     fn is_inside(&self, ip: IpAddr) -> bool {
-        let cidrs = self.mesh.cidrs.iter().filter_map(|c| c.parse::<ipnet::IpNet>().ok());
+        let cidrs = self
+            .mesh
+            .cidrs
+            .iter()
+            .filter_map(|c| c.parse::<ipnet::IpNet>().ok());
         cidrs.into_iter().any(|cidr| cidr.contains(&ip))
     }
 
@@ -84,24 +92,44 @@ impl Index {
         let key = (metadata.namespace.clone(), metadata.name.clone());
         let attached = |route: &&HttpRoute| {
             route.spec.parent_refs.iter().any(|p| {
-                let namespace = if p.namespace.is_empty() { &route.metadata.namespace } else { &p.namespace };
+                let namespace = if p.namespace.is_empty() {
+                    &route.metadata.namespace
+                } else {
+                    &p.namespace
+                };
                 *namespace == key.0 && p.name == key.1 && p.port.is_none_or(|p| p == port)
             })
         };
-        let routes: Vec<_> = self.routes.get(&key).into_iter().flatten().filter(attached).collect();
+        let routes: Vec<_> = self
+            .routes
+            .get(&key)
+            .into_iter()
+            .flatten()
+            .filter(attached)
+            .collect();
         let of = |namespace: &str| {
-            let of = routes.iter().copied().filter(|r| r.metadata.namespace == namespace);
+            let of = routes
+                .iter()
+                .copied()
+                .filter(|r| r.metadata.namespace == namespace);
             of.collect::<Vec<_>>()
         };
         let consumer = of(&asker.namespace);
-        let chosen = if consumer.is_empty() { of(&metadata.namespace) } else { consumer };
+        let chosen = if consumer.is_empty() {
+            of(&metadata.namespace)
+        } else {
+            consumer
+        };
         let mut rules = Vec::new();
         for route in chosen {
             let name = format!("{}/{}", route.metadata.namespace, route.metadata.name);
             for (position, rule) in route.spec.rules.iter().enumerate() {
                 let made = self.route_rules(&name, route, rule, position, on);
                 let created = &route.metadata.creation_timestamp;
-                rules.extend(made.into_iter().map(|r| (precedence(&r, created, &name, position), r)));
+                rules.extend(
+                    made.into_iter()
+                        .map(|r| (precedence(&r, created, &name, position), r)),
+                );
             }
         }
         rules.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -117,19 +145,30 @@ impl Index {
         position: usize,
         on: &mut Vec<Dependency>,
     ) -> Vec<proto::RouteRule> {
-        let label = if rule.name.is_empty() { position.to_string() } else { rule.name.clone() };
+        let label = if rule.name.is_empty() {
+            position.to_string()
+        } else {
+            rule.name.clone()
+        };
         let millis = |d: Option<GatewayDuration>| {
             d.map_or(0, |d| u32::try_from(d.0.as_millis()).unwrap_or(u32::MAX))
         };
         let (request_headers, response_headers) = header_changes(&rule.filters);
-        let backends = rule.backend_refs.iter().map(|b| self.backend(route, b, on)).collect();
+        let backends = rule
+            .backend_refs
+            .iter()
+            .map(|b| self.backend(route, b, on))
+            .collect();
         let one = proto::RouteRule {
             route: format!("{name}/{label}"),
             r#match: None,
             request_headers,
             response_headers,
             request_timeout_ms: rule.timeouts.as_ref().map_or(0, |t| millis(t.request)),
-            backend_timeout_ms: rule.timeouts.as_ref().map_or(0, |t| millis(t.backend_request)),
+            backend_timeout_ms: rule
+                .timeouts
+                .as_ref()
+                .map_or(0, |t| millis(t.backend_request)),
             retry: rule.retry.as_ref().map(|r| proto::RetryPolicy {
                 attempts: r.attempts.unwrap_or(1),
                 backoff_ms: millis(r.backoff),
@@ -140,23 +179,42 @@ impl Index {
         if rule.matches.is_empty() {
             return vec![one];
         }
-        let with = |m: &HttpRouteMatch| proto::RouteRule { r#match: Some(route_match(m)), ..one.clone() };
+        let with = |m: &HttpRouteMatch| proto::RouteRule {
+            r#match: Some(route_match(m)),
+            ..one.clone()
+        };
         rule.matches.iter().map(with).collect()
     }
 
-    fn backend(&self, route: &HttpRoute, backend: &HttpBackendRef, on: &mut Vec<Dependency>) -> proto::WeightedBackend {
+    fn backend(
+        &self,
+        route: &HttpRoute,
+        backend: &HttpBackendRef,
+        on: &mut Vec<Dependency>,
+    ) -> proto::WeightedBackend {
         let own = &route.metadata.namespace;
-        let namespace = if backend.namespace.is_empty() { own } else { &backend.namespace };
+        let namespace = if backend.namespace.is_empty() {
+            own
+        } else {
+            &backend.namespace
+        };
         let key = (namespace.clone(), backend.name.clone());
         on.push(Dependency::Service(key.clone()));
         let port = backend.port.unwrap_or_default();
         // Another namespace's service would need a ReferenceGrant.
         let exists = namespace == own
-            && self.services.get(&key).is_some_and(|s| s.spec.ports.iter().any(|p| p.port == port));
+            && self
+                .services
+                .get(&key)
+                .is_some_and(|s| s.spec.ports.iter().any(|p| p.port == port));
         let (request_headers, response_headers) = header_changes(&backend.filters);
         proto::WeightedBackend {
             weight: backend.weight.unwrap_or(1),
-            endpoints: if exists { names::endpoints(namespace, &backend.name, port) } else { String::new() },
+            endpoints: if exists {
+                names::endpoints(namespace, &backend.name, port)
+            } else {
+                String::new()
+            },
             request_headers,
             response_headers,
             service: format!("{namespace}/{}", backend.name),
@@ -174,15 +232,27 @@ impl Index {
     ) -> proto::EndpointSet {
         let key = (namespace.to_owned(), service.to_owned());
         on.push(Dependency::Service(key.clone()));
-        let found = self.services.get(&key).and_then(|s| s.spec.ports.iter().find(|p| p.port == port));
-        let Some(service_port) = found else { return proto::EndpointSet::default() };
+        let found = self
+            .services
+            .get(&key)
+            .and_then(|s| s.spec.ports.iter().find(|p| p.port == port));
+        let Some(service_port) = found else {
+            return proto::EndpointSet::default();
+        };
         let slices = self.slices.get(&key).map(Vec::as_slice).unwrap_or_default();
         let collect = |wanted: &dyn Fn(&SliceEndpoint) -> bool, on: &mut Vec<Dependency>| {
             let mut endpoints = Vec::new();
             for slice in slices {
-                let Some(port) = slice.ports.iter().find(|p| p.name == service_port.name) else { continue };
+                let Some(port) = slice.ports.iter().find(|p| p.name == service_port.name) else {
+                    continue;
+                };
                 for endpoint in slice.endpoints.iter().filter(|e| wanted(e)) {
-                    endpoints.extend(self.slice_endpoint(endpoint, port.port, &service_port.app_protocol, on));
+                    endpoints.extend(self.slice_endpoint(
+                        endpoint,
+                        port.port,
+                        &service_port.app_protocol,
+                        on,
+                    ));
                 }
             }
             endpoints.sort_by(|a, b| a.address.cmp(&b.address));
@@ -205,10 +275,16 @@ impl Index {
     ) -> Option<proto::Endpoint> {
         let ip: IpAddr = endpoint.addresses.first()?.parse().ok()?;
         let address = SocketAddr::new(ip, port);
-        let target = endpoint.target_ref.as_ref().map(|t| (t.namespace.clone(), t.name.clone()));
+        let target = endpoint
+            .target_ref
+            .as_ref()
+            .map(|t| (t.namespace.clone(), t.name.clone()));
         let Some(key) = target else {
             // Somebody else's slice: an address without a pod is not meshed.
-            return Some(proto::Endpoint { address: address.to_string(), ..Default::default() });
+            return Some(proto::Endpoint {
+                address: address.to_string(),
+                ..Default::default()
+            });
         };
         on.push(Dependency::Pod(key.clone()));
         // A pod that is gone is no endpoint, whatever the slice still says.
@@ -218,11 +294,20 @@ impl Index {
         Some(made)
     }
 
-    fn workload_endpoint(&self, pod: &Pod, address: SocketAddr, protocol: proto::Protocol) -> proto::Endpoint {
+    fn workload_endpoint(
+        &self,
+        pod: &Pod,
+        address: SocketAddr,
+        protocol: proto::Protocol,
+    ) -> proto::Endpoint {
         let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
         proto::Endpoint {
             address: address.to_string(),
-            spiffe_id: if is_meshed(pod) { self.identity(pod) } else { String::new() },
+            spiffe_id: if is_meshed(pod) {
+                self.identity(pod)
+            } else {
+                String::new()
+            },
             workload: self.owner(&key),
             namespace: pod.metadata.namespace.clone(),
             zone: String::new(),
@@ -238,17 +323,26 @@ impl Index {
             on.push(Dependency::Service(key.clone()));
             if let Some(service) = self.services.get(&key) {
                 addresses = match service.is_headless() {
-                    false => service.cluster_ips().iter().map(|ip| (*ip).to_owned()).collect(),
+                    false => service
+                        .cluster_ips()
+                        .iter()
+                        .map(|ip| (*ip).to_owned())
+                        .collect(),
                     true => self.headless(&key),
                 };
             }
         }
-        proto::NameAnswer { addresses, authoritative: true }
+        proto::NameAnswer {
+            addresses,
+            authoritative: true,
+        }
     }
 
     fn headless(&self, key: &(String, String)) -> Vec<String> {
         let slices = self.slices.get(key).into_iter().flatten();
-        let ready = slices.flat_map(|s| &s.endpoints).filter(|e| e.conditions.ready);
+        let ready = slices
+            .flat_map(|s| &s.endpoints)
+            .filter(|e| e.conditions.ready);
         let mut addresses: Vec<String> = ready.flat_map(|e| e.addresses.iter().cloned()).collect();
         addresses.sort();
         addresses
@@ -263,14 +357,20 @@ fn nothing(name: &(String, String)) -> Kind {
     })
 }
 
-fn header_changes(filters: &[HttpRouteFilter]) -> (Option<proto::HeaderModifier>, Option<proto::HeaderModifier>) {
+fn header_changes(
+    filters: &[HttpRouteFilter],
+) -> (Option<proto::HeaderModifier>, Option<proto::HeaderModifier>) {
     let (mut request, mut response) = (None, None);
     for filter in filters {
         match filter {
-            HttpRouteFilter::RequestHeaderModifier { request_header_modifier: m } => {
+            HttpRouteFilter::RequestHeaderModifier {
+                request_header_modifier: m,
+            } => {
                 request = Some(header_modifier(m));
             }
-            HttpRouteFilter::ResponseHeaderModifier { response_header_modifier: m } => {
+            HttpRouteFilter::ResponseHeaderModifier {
+                response_header_modifier: m,
+            } => {
                 response = Some(header_modifier(m));
             }
         }
@@ -280,7 +380,10 @@ fn header_changes(filters: &[HttpRouteFilter]) -> (Option<proto::HeaderModifier>
 
 fn header_modifier(filter: &HeaderFilter) -> proto::HeaderModifier {
     let values = |list: &[weft_api::HttpHeader]| {
-        let value = |h: &weft_api::HttpHeader| proto::HeaderValue { name: h.name.clone(), value: h.value.clone() };
+        let value = |h: &weft_api::HttpHeader| proto::HeaderValue {
+            name: h.name.clone(),
+            value: h.value.clone(),
+        };
         list.iter().map(value).collect()
     };
     proto::HeaderModifier {
@@ -306,7 +409,10 @@ pub(super) fn path_match(path: &HttpPathMatch) -> proto::PathMatch {
         PathMatchType::PathPrefix => Kind::Prefix,
         PathMatchType::RegularExpression => Kind::Regex,
     };
-    proto::PathMatch { kind: kind.into(), value: path.value.clone() }
+    proto::PathMatch {
+        kind: kind.into(),
+        value: path.value.clone(),
+    }
 }
 
 pub(super) fn value_match(m: &HttpValueMatch) -> proto::ValueMatch {
@@ -315,5 +421,9 @@ pub(super) fn value_match(m: &HttpValueMatch) -> proto::ValueMatch {
         ValueMatchType::Exact => Kind::Exact,
         ValueMatchType::RegularExpression => Kind::Regex,
     };
-    proto::ValueMatch { kind: kind.into(), name: m.name.clone(), value: m.value.clone() }
+    proto::ValueMatch {
+        kind: kind.into(),
+        name: m.name.clone(),
+        value: m.value.clone(),
+    }
 }

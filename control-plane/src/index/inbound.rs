@@ -36,7 +36,12 @@ pub(super) fn reach(namespace: &str, targets: &[PolicyTarget], pod: &Pod) -> Opt
 }
 
 impl Index {
-    pub(super) fn inbound(&self, namespace: &str, name: &str, on: &mut Vec<Dependency>) -> Option<proto::Inbound> {
+    pub(super) fn inbound(
+        &self,
+        namespace: &str,
+        name: &str,
+        on: &mut Vec<Dependency>,
+    ) -> Option<proto::Inbound> {
         let key = (namespace.to_owned(), name.to_owned());
         on.push(Dependency::Pod(key.clone()));
         on.push(Dependency::Services(namespace.to_owned()));
@@ -49,7 +54,11 @@ impl Index {
             let mtls = Some(mode(own.mode).into());
             match ports.iter_mut().find(|p| p.port == u32::from(own.port)) {
                 Some(port) => port.mtls = mtls,
-                None => ports.push(proto::InboundPort { port: own.port.into(), mtls, ..Default::default() }),
+                None => ports.push(proto::InboundPort {
+                    port: own.port.into(),
+                    mtls,
+                    ..Default::default()
+                }),
             }
         }
         Some(proto::Inbound {
@@ -88,7 +97,11 @@ impl Index {
             .flat_map(|ns| self.authentication.get(ns).into_iter().flatten())
             .filter_map(|p| Some((reach(&p.metadata.namespace, &p.spec.target_refs, pod)?, p)))
             .min_by_key(|(reach, p)| {
-                (std::cmp::Reverse(*reach), &p.metadata.creation_timestamp, &p.metadata.name)
+                (
+                    std::cmp::Reverse(*reach),
+                    &p.metadata.creation_timestamp,
+                    &p.metadata.name,
+                )
             })
             .map(|(_, p)| p)
     }
@@ -100,14 +113,19 @@ impl Index {
             .services
             .values()
             .filter(|s| s.metadata.namespace == *namespace)
-            .filter(|s| !s.spec.selector.is_empty() && weft_api::contains_all(&pod.metadata.labels, &s.spec.selector))
+            .filter(|s| {
+                !s.spec.selector.is_empty()
+                    && weft_api::contains_all(&pod.metadata.labels, &s.spec.selector)
+            })
             .collect();
         services.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         let mut ports: Vec<proto::InboundPort> = Vec::new();
         for service in services {
             let name = format!("{namespace}/{}", service.metadata.name);
             for service_port in &service.spec.ports {
-                let Some(port) = target_port(service_port, pod) else { continue };
+                let Some(port) = target_port(service_port, pod) else {
+                    continue;
+                };
                 let declared = protocol(&service_port.app_protocol);
                 match ports.iter_mut().find(|p| p.port == u32::from(port)) {
                     Some(known) => known.services.push(name.clone()),
@@ -134,14 +152,27 @@ impl Index {
             name: policy.metadata.name.clone(),
             action: action.into(),
             dry_run: policy.spec.mode == PolicyMode::DryRun,
-            rules: policy.spec.rules.iter().map(|r| self.policy_rule(policy, r)).collect(),
+            rules: policy
+                .spec
+                .rules
+                .iter()
+                .map(|r| self.policy_rule(policy, r))
+                .collect(),
         }
     }
 
-    fn policy_rule(&self, policy: &AuthorizationPolicy, rule: &AuthorizationRule) -> proto::PolicyRule {
+    fn policy_rule(
+        &self,
+        policy: &AuthorizationPolicy,
+        rule: &AuthorizationRule,
+    ) -> proto::PolicyRule {
         let ports = rule.network_attributes.iter().flat_map(|n| &n.ports);
         proto::PolicyRule {
-            sources: rule.sources.iter().map(|s| self.source(policy, s)).collect(),
+            sources: rule
+                .sources
+                .iter()
+                .map(|s| self.source(policy, s))
+                .collect(),
             ports: ports.map(|p| u32::from(*p)).collect(),
             http: rule.http_attributes.iter().map(http_attributes).collect(),
         }
@@ -150,10 +181,17 @@ impl Index {
     fn source(&self, policy: &AuthorizationPolicy, source: &PolicySource) -> proto::Source {
         use proto::source::Kind;
         let kind = match source {
-            PolicySource::ServiceAccount { service_account: sa } => {
+            PolicySource::ServiceAccount {
+                service_account: sa,
+            } => {
                 let own = &policy.metadata.namespace;
                 Kind::ServiceAccount(proto::ServiceAccountSource {
-                    namespace: if sa.namespace.is_empty() { own } else { &sa.namespace }.clone(),
+                    namespace: if sa.namespace.is_empty() {
+                        own
+                    } else {
+                        &sa.namespace
+                    }
+                    .clone(),
                     name: sa.name.clone(),
                     trust_domain: self.mesh.trust_domain.clone(),
                 })

@@ -153,7 +153,11 @@ impl Index {
             let name = (key.namespace.clone(), key.name.clone());
             match object {
                 Object::Service(service) => {
-                    for ip in service.cluster_ips().iter().filter_map(|ip| ip.parse().ok()) {
+                    for ip in service
+                        .cluster_ips()
+                        .iter()
+                        .filter_map(|ip| ip.parse().ok())
+                    {
                         self.services_by_address.insert(ip, name.clone());
                     }
                     self.services.insert(name, service.clone());
@@ -182,7 +186,10 @@ impl Index {
                     list.push(policy.clone());
                 }
                 Object::AuthenticationPolicy(policy) => {
-                    let list = self.authentication.entry(key.namespace.clone()).or_default();
+                    let list = self
+                        .authentication
+                        .entry(key.namespace.clone())
+                        .or_default();
                     list.push(policy.clone());
                 }
                 Object::Namespace(_) | Object::ServiceAccount(_) | Object::Deployment(_) => {}
@@ -200,7 +207,10 @@ impl Index {
         };
         let key = (name.to_owned(), scope);
         if let Some(computed) = self.computed.get(&key)
-            && !computed.dependencies.iter().any(|d| self.touched.get(d).is_some_and(|at| *at > computed.at))
+            && !computed
+                .dependencies
+                .iter()
+                .any(|d| self.touched.get(d).is_some_and(|at| *at > computed.at))
         {
             return computed.resource.clone();
         }
@@ -210,7 +220,14 @@ impl Index {
         if self.computed.len() > MAX_COMPUTED {
             self.computed.clear();
         }
-        self.computed.insert(key, Computed { at: self.generation, dependencies, resource: resource.clone() });
+        self.computed.insert(
+            key,
+            Computed {
+                at: self.generation,
+                dependencies,
+                resource: resource.clone(),
+            },
+        );
         resource
     }
 
@@ -220,15 +237,20 @@ impl Index {
                 on.push(Dependency::Mesh);
                 Some(Body::Mesh(self.mesh()))
             }
-            None if name == names::INBOUND => self.inbound(&asker.namespace, &asker.pod, on).map(Body::Inbound),
+            None if name == names::INBOUND => self
+                .inbound(&asker.namespace, &asker.pod, on)
+                .map(Body::Inbound),
             Some(("dest", address)) => {
                 let address = address.parse().ok()?;
                 Some(Body::Destination(self.destination(address, asker, on)))
             }
             Some(("endpoints", rest)) => {
                 let mut parts = rest.split('/');
-                let (namespace, service, port) = (parts.next()?, parts.next()?, parts.next()?.parse().ok()?);
-                Some(Body::Endpoints(self.endpoints(namespace, service, port, on)))
+                let (namespace, service, port) =
+                    (parts.next()?, parts.next()?, parts.next()?.parse().ok()?);
+                Some(Body::Endpoints(
+                    self.endpoints(namespace, service, port, on),
+                ))
             }
             Some(("name", host)) => Some(Body::NameAnswer(self.name_answer(host, on))),
             _ => None,
@@ -264,15 +286,22 @@ impl Index {
     pub fn find_pods(&self, namespace: &str, name: &str) -> Vec<Name> {
         let in_namespace = self.pods.keys().filter(|(ns, _)| ns == namespace);
         if let Some(owner) = name.strip_prefix("deploy/") {
-            return in_namespace.filter(|key| self.owner(key) == owner).cloned().collect();
+            return in_namespace
+                .filter(|key| self.owner(key) == owner)
+                .cloned()
+                .collect();
         }
         let key = (namespace.to_owned(), name.to_owned());
         if self.pods.contains_key(&key) {
             return vec![key];
         }
         let slices = self.slices.get(&key).into_iter().flatten();
-        let targets = slices.flat_map(|s| &s.endpoints).filter_map(|e| e.target_ref.as_ref());
-        let mut pods: Vec<_> = targets.map(|t| (t.namespace.clone(), t.name.clone())).collect();
+        let targets = slices
+            .flat_map(|s| &s.endpoints)
+            .filter_map(|e| e.target_ref.as_ref());
+        let mut pods: Vec<_> = targets
+            .map(|t| (t.namespace.clone(), t.name.clone()))
+            .collect();
         pods.sort();
         pods.dedup();
         pods
@@ -291,13 +320,19 @@ pub const LABEL_DEPLOYMENT: &str = "weft.dev/deployment";
 
 /// Whether a pod has a sidecar.
 pub fn is_meshed(pod: &Pod) -> bool {
-    pod.metadata.labels.get(LABEL_INJECTED).is_some_and(|v| v == "true")
+    pod.metadata
+        .labels
+        .get(LABEL_INJECTED)
+        .is_some_and(|v| v == "true")
 }
 
 /// A pod's addresses.
 pub fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {
     let status = pod.status.iter();
-    status.flat_map(|s| &s.pod_ips).filter_map(|ip| ip.ip.parse().ok()).collect()
+    status
+        .flat_map(|s| &s.pod_ips)
+        .filter_map(|ip| ip.ip.parse().ok())
+        .collect()
 }
 
 /// The services that a route is attached to.
@@ -307,7 +342,16 @@ fn parents(route: &HttpRoute) -> Vec<Name> {
         .spec
         .parent_refs
         .iter()
-        .map(|p| (if p.namespace.is_empty() { own.clone() } else { p.namespace.clone() }, p.name.clone()))
+        .map(|p| {
+            (
+                if p.namespace.is_empty() {
+                    own.clone()
+                } else {
+                    p.namespace.clone()
+                },
+                p.name.clone(),
+            )
+        })
         .collect()
 }
 
@@ -320,16 +364,30 @@ fn touches(object: &Object) -> Vec<Dependency> {
         Object::Service(service) => {
             let mut touched = vec![Dependency::Service(name), Dependency::Services(namespace)];
             let addresses = service.cluster_ips();
-            touched.extend(addresses.iter().filter_map(|ip| ip.parse().ok()).map(Dependency::Address));
+            touched.extend(
+                addresses
+                    .iter()
+                    .filter_map(|ip| ip.parse().ok())
+                    .map(Dependency::Address),
+            );
             touched
         }
         Object::EndpointSlice(slice) => {
-            let service = slice.metadata.labels.get(LABEL_SERVICE_NAME).cloned().unwrap_or_default();
-            vec![Dependency::Service((namespace.clone(), service)), Dependency::Services(namespace)]
+            let service = slice
+                .metadata
+                .labels
+                .get(LABEL_SERVICE_NAME)
+                .cloned()
+                .unwrap_or_default();
+            vec![
+                Dependency::Service((namespace.clone(), service)),
+                Dependency::Services(namespace),
+            ]
         }
-        Object::HTTPRoute(route) => {
-            parents(route).into_iter().map(Dependency::Service).collect()
-        }
+        Object::HTTPRoute(route) => parents(route)
+            .into_iter()
+            .map(Dependency::Service)
+            .collect(),
         Object::Pod(pod) => {
             let mut touched = vec![Dependency::Pod(name)];
             touched.extend(pod_addresses(pod).into_iter().map(Dependency::Address));
@@ -359,9 +417,8 @@ fn protocol(app_protocol: &str) -> proto::Protocol {
     match app_protocol {
         "http" | "kubernetes.io/ws" => proto::Protocol::Http1,
         "grpc" | "http2" | "kubernetes.io/h2c" => proto::Protocol::Http2,
-        "tcp" | "tls" | "https" | "mysql" | "postgresql" | "redis" | "mongo" | "kubernetes.io/wss" => {
-            proto::Protocol::Tcp
-        }
+        "tcp" | "tls" | "https" | "mysql" | "postgresql" | "redis" | "mongo"
+        | "kubernetes.io/wss" => proto::Protocol::Tcp,
         _ => proto::Protocol::Detect,
     }
 }

@@ -14,8 +14,12 @@ impl Index {
             .filter_map(|object| {
                 let conditions = match object {
                     Object::HTTPRoute(route) => self.route_conditions(route),
-                    Object::AuthenticationPolicy(policy) => vec![self.authentication_condition(policy)],
-                    Object::AuthorizationPolicy(_) => vec![condition("Accepted", true, "Accepted", "")],
+                    Object::AuthenticationPolicy(policy) => {
+                        vec![self.authentication_condition(policy)]
+                    }
+                    Object::AuthorizationPolicy(_) => {
+                        vec![condition("Accepted", true, "Accepted", "")]
+                    }
                     _ => return None,
                 };
                 Some(ObjectStatus {
@@ -52,10 +56,16 @@ impl Index {
     fn resolved_refs(&self, route: &HttpRoute) -> Condition {
         let own = &route.metadata.namespace;
         for backend in route.spec.rules.iter().flat_map(|r| &r.backend_refs) {
-            let namespace = if backend.namespace.is_empty() { own } else { &backend.namespace };
+            let namespace = if backend.namespace.is_empty() {
+                own
+            } else {
+                &backend.namespace
+            };
             let name = format!("{namespace}/{}", backend.name);
             if namespace != own {
-                let text = format!("{name} is in another namespace, and no ReferenceGrant is understood yet");
+                let text = format!(
+                    "{name} is in another namespace, and no ReferenceGrant is understood yet"
+                );
                 return condition("ResolvedRefs", false, "RefNotPermitted", &text);
             }
             if !self.has_port(&(namespace.clone(), backend.name.clone()), backend.port) {
@@ -73,9 +83,12 @@ impl Index {
 
     /// Two that are aimed at a pod equally closely: one of them has no effect.
     fn authentication_condition(&self, policy: &AuthenticationPolicy) -> Condition {
-        let selects = |p: &AuthenticationPolicy, pod| reach(&p.metadata.namespace, &p.spec.target_refs, pod);
+        let selects =
+            |p: &AuthenticationPolicy, pod| reach(&p.metadata.namespace, &p.spec.target_refs, pod);
         for pod in self.pods.values() {
-            let Some(own) = selects(policy, pod) else { continue };
+            let Some(own) = selects(policy, pod) else {
+                continue;
+            };
             if let Some(chosen) = self.authentication_of(pod)
                 && chosen.metadata != policy.metadata
                 && selects(chosen, pod) == Some(own)

@@ -40,13 +40,22 @@ fn replace(index: &mut Index, more: &str) -> bool {
 }
 
 fn asker(namespace: &str) -> Asker {
-    Asker { namespace: namespace.into(), pod: "web-1".into() }
+    Asker {
+        namespace: namespace.into(),
+        pod: "web-1".into(),
+    }
 }
 
 fn rules(index: &mut Index, namespace: &str) -> Vec<proto::RouteRule> {
-    let resource = index.resolve("dest/10.97.0.1:80", &asker(namespace)).unwrap();
-    let Some(Body::Destination(d)) = &resource.body else { panic!() };
-    let Some(proto::destination::Kind::Service(s)) = &d.kind else { panic!("{d:?}") };
+    let resource = index
+        .resolve("dest/10.97.0.1:80", &asker(namespace))
+        .unwrap();
+    let Some(Body::Destination(d)) = &resource.body else {
+        panic!()
+    };
+    let Some(proto::destination::Kind::Service(s)) = &d.kind else {
+        panic!("{d:?}")
+    };
     s.rules.clone()
 }
 
@@ -58,10 +67,17 @@ fn route(namespace: &str, name: &str, spec: &str) -> String {
 
 #[test]
 fn an_endpoint_carries_the_identity_it_must_prove() {
-    let resource = index("").resolve("endpoints/shop/web/80", &asker("x")).unwrap();
-    let Some(Body::Endpoints(set)) = &resource.body else { panic!() };
+    let resource = index("")
+        .resolve("endpoints/shop/web/80", &asker("x"))
+        .unwrap();
+    let Some(Body::Endpoints(set)) = &resource.body else {
+        panic!()
+    };
     assert_eq!(set.endpoints[0].address, "10.96.0.1:8080");
-    assert_eq!(set.endpoints[0].spiffe_id, "spiffe://east.example/ns/shop/sa/web");
+    assert_eq!(
+        set.endpoints[0].spiffe_id,
+        "spiffe://east.example/ns/shop/sa/web"
+    );
 }
 
 #[test]
@@ -69,7 +85,9 @@ fn an_unknown_address_within_the_mesh_has_no_endpoints_and_outside_is_external()
     let mut index = index("");
     let mut kind = |name: &str| {
         let resource = index.resolve(name, &asker("x")).unwrap();
-        let Some(Body::Destination(d)) = &resource.body else { panic!() };
+        let Some(Body::Destination(d)) = &resource.body else {
+            panic!()
+        };
         d.kind.clone().unwrap()
     };
     use proto::destination::Kind;
@@ -87,8 +105,16 @@ fn a_pod_sees_only_its_own_inbound() {
 
 #[test]
 fn a_consumer_route_holds_for_its_namespace_in_place_of_the_producers() {
-    let producer = route("shop", "producer", "[{backendRefs: [{name: web, port: 80}]}]");
-    let consumer = route("ops", "consumer", "[{backendRefs: [{name: web, port: 80}]}]");
+    let producer = route(
+        "shop",
+        "producer",
+        "[{backendRefs: [{name: web, port: 80}]}]",
+    );
+    let consumer = route(
+        "ops",
+        "consumer",
+        "[{backendRefs: [{name: web, port: 80}]}]",
+    );
     let mut index = index(&format!("{producer}{consumer}"));
     assert_eq!(rules(&mut index, "shop")[0].route, "shop/producer/0");
     assert_eq!(rules(&mut index, "ops")[0].route, "ops/consumer/0");
@@ -96,11 +122,22 @@ fn a_consumer_route_holds_for_its_namespace_in_place_of_the_producers() {
 
 #[test]
 fn a_backend_that_does_not_exist_has_no_endpoints_and_shows_in_status() {
-    let mut index = index(&route("shop", "r", "[{backendRefs: [{name: gone, port: 80}]}]"));
+    let mut index = index(&route(
+        "shop",
+        "r",
+        "[{backendRefs: [{name: gone, port: 80}]}]",
+    ));
     assert_eq!(rules(&mut index, "shop")[0].backends[0].endpoints, "");
     let status = index.status();
-    let refs = status[0].conditions.iter().find(|c| c.r#type == "ResolvedRefs").unwrap();
-    assert_eq!((refs.status, refs.reason.as_str()), (false, "BackendNotFound"));
+    let refs = status[0]
+        .conditions
+        .iter()
+        .find(|c| c.r#type == "ResolvedRefs")
+        .unwrap();
+    assert_eq!(
+        (refs.status, refs.reason.as_str()),
+        (false, "BackendNotFound")
+    );
 }
 
 #[test]
@@ -109,7 +146,10 @@ fn a_change_that_changes_nothing_keeps_the_version() {
     let before = index.resolve("endpoints/shop/web/80", &asker("x")).unwrap();
     assert!(!replace(&mut index, ""));
     // A label that nobody looks at.
-    assert!(replace(&mut index, "{apiVersion: v1, kind: Service, metadata: {name: other, namespace: shop}, spec: {ports: [{port: 1}]}}"));
+    assert!(replace(
+        &mut index,
+        "{apiVersion: v1, kind: Service, metadata: {name: other, namespace: shop}, spec: {ports: [{port: 1}]}}"
+    ));
     let after = index.resolve("endpoints/shop/web/80", &asker("x")).unwrap();
     assert!(Arc::ptr_eq(&before, &after));
 }
@@ -117,12 +157,20 @@ fn a_change_that_changes_nothing_keeps_the_version() {
 #[test]
 fn a_policy_reaches_the_pods_it_selects_and_the_root_namespace_all() {
     let policy = |namespace: &str, app: &str| {
-        let selector = if app.is_empty() { String::new() } else { format!("matchLabels: {{app: {app}}}") };
-        format!("---\napiVersion: weft.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p{app}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: Pod, selector: {{{selector}}}}}], action: Allow}}\n")
+        let selector = if app.is_empty() {
+            String::new()
+        } else {
+            format!("matchLabels: {{app: {app}}}")
+        };
+        format!(
+            "---\napiVersion: weft.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p{app}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: Pod, selector: {{{selector}}}}}], action: Allow}}\n"
+        )
     };
     let count = |policies: String| {
         let resource = index(&policies).resolve("inbound", &asker("shop")).unwrap();
-        let Some(Body::Inbound(inbound)) = &resource.body else { panic!() };
+        let Some(Body::Inbound(inbound)) = &resource.body else {
+            panic!()
+        };
         inbound.policies.len()
     };
     assert_eq!(count(policy("shop", "web")), 1);
@@ -134,7 +182,9 @@ fn a_policy_reaches_the_pods_it_selects_and_the_root_namespace_all() {
 #[test]
 fn the_closest_authentication_policy_holds() {
     let policy = |name: &str, namespace: &str, selector: &str, mode: &str| {
-        format!("---\napiVersion: weft.dev/v1alpha1\nkind: AuthenticationPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: Pod, selector: {{{selector}}}}}], mtls: {{mode: {mode}, ports: [{{port: 9100, mode: Permissive}}]}}}}\n")
+        format!(
+            "---\napiVersion: weft.dev/v1alpha1\nkind: AuthenticationPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: Pod, selector: {{{selector}}}}}], mtls: {{mode: {mode}, ports: [{{port: 9100, mode: Permissive}}]}}}}\n"
+        )
     };
     let all = [
         policy("mesh", "weft-system", "", "Permissive"),
@@ -143,7 +193,9 @@ fn the_closest_authentication_policy_holds() {
     ];
     let mut index = index(&all.concat());
     let resource = index.resolve("inbound", &asker("shop")).unwrap();
-    let Some(Body::Inbound(inbound)) = &resource.body else { panic!() };
+    let Some(Body::Inbound(inbound)) = &resource.body else {
+        panic!()
+    };
     assert_eq!(inbound.mtls(), proto::MtlsMode::Strict);
     let port = inbound.ports.iter().find(|p| p.port == 9100).unwrap();
     assert_eq!(port.mtls(), proto::MtlsMode::Permissive);

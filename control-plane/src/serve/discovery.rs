@@ -45,9 +45,13 @@ impl DiscoveryService {
 impl Discovery for DiscoveryService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
-    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let peer = request.extensions().get::<Peer>().and_then(|p| p.0.clone());
-        let peer = peer.ok_or_else(|| Status::unauthenticated("a certificate of the mesh is needed"))?;
+        let peer =
+            peer.ok_or_else(|| Status::unauthenticated("a certificate of the mesh is needed"))?;
         let mut requests = request.into_inner();
         let first = requests.next().await.transpose()?.and_then(|m| m.message);
         let Some(Hear::Hello(hello)) = first else {
@@ -66,9 +70,17 @@ impl DiscoveryService {
     fn check_pod(&self, peer: &str, hello: &proto::Hello) -> Result<(), Status> {
         let index = self.state.index();
         let pod = index.pod(&hello.namespace, &hello.pod);
-        let pod = pod.ok_or_else(|| Status::not_found(format!("the pod {}/{} does not exist", hello.namespace, hello.pod)))?;
+        let pod = pod.ok_or_else(|| {
+            Status::not_found(format!(
+                "the pod {}/{} does not exist",
+                hello.namespace, hello.pod
+            ))
+        })?;
         if index.identity(pod) != peer {
-            return Err(Status::permission_denied(format!("{peer} does not run the pod {}/{}", hello.namespace, hello.pod)));
+            return Err(Status::permission_denied(format!(
+                "{peer} does not run the pod {}/{}",
+                hello.namespace, hello.pod
+            )));
         }
         Ok(())
     }
@@ -100,10 +112,17 @@ impl Session {
             state,
             say,
             identity,
-            asker: Asker { namespace: hello.namespace.clone(), pod: hello.pod.clone() },
+            asker: Asker {
+                namespace: hello.namespace.clone(),
+                pod: hello.pod.clone(),
+            },
             delta: hello.capabilities.iter().any(|c| c == "endpoint-delta"),
             names: HashSet::new(),
-            held: hello.held.iter().map(|h| (h.name.clone(), h.version.clone())).collect(),
+            held: hello
+                .held
+                .iter()
+                .map(|h| (h.name.clone(), h.version.clone()))
+                .collect(),
             sets: HashMap::new(),
             number: 0,
         }
@@ -111,7 +130,13 @@ impl Session {
 
     async fn run(mut self, requests: Streaming<WatchRequest>, hello: proto::Hello) {
         let Asker { namespace, pod } = self.asker.clone();
-        tracing::info!(namespace, pod, version = hello.proxy_version, held = hello.held.len(), "proxy connected");
+        tracing::info!(
+            namespace,
+            pod,
+            version = hello.proxy_version,
+            held = hello.held.len(),
+            "proxy connected"
+        );
         let held: Vec<String> = self.held.keys().cloned().collect();
         self.subscribe(hello.names.into_iter().chain(held));
         self.subscribe(self.state.proxies.remembered(&self.identity).into_iter());
@@ -124,7 +149,12 @@ impl Session {
             ..Default::default()
         });
         let ended = self.converse(requests).await;
-        tracing::info!(namespace, pod, reason = ended.err().map(|e| e.to_string()), "proxy disconnected");
+        tracing::info!(
+            namespace,
+            pod,
+            reason = ended.err().map(|e| e.to_string()),
+            "proxy disconnected"
+        );
         self.state.proxies.disconnected(&namespace, &pod);
     }
 
@@ -155,8 +185,13 @@ impl Session {
     }
 
     async fn send(&self, message: Say) -> Result<(), Status> {
-        let response = WatchResponse { message: Some(message) };
-        self.say.send(Ok(response)).await.map_err(|_| Status::cancelled("the proxy has gone"))
+        let response = WatchResponse {
+            message: Some(message),
+        };
+        self.say
+            .send(Ok(response))
+            .await
+            .map_err(|_| Status::cancelled("the proxy has gone"))
     }
 
     fn subscribe(&mut self, names: impl Iterator<Item = String>) {
@@ -165,7 +200,9 @@ impl Session {
                 self.names.insert(name);
             }
         }
-        self.state.proxies.remember(&self.identity, self.names.iter());
+        self.state
+            .proxies
+            .remember(&self.identity, self.names.iter());
     }
 
     fn hear(&mut self, message: Hear) {
@@ -190,7 +227,13 @@ impl Session {
             }
             Hear::Refusal(refusal) => {
                 for refused in &refusal.resources {
-                    tracing::warn!(namespace, pod, name = refused.name, reason = refused.reason, "a proxy refused a resource");
+                    tracing::warn!(
+                        namespace,
+                        pod,
+                        name = refused.name,
+                        reason = refused.reason,
+                        "a proxy refused a resource"
+                    );
                     // What it holds is not known any more: the next one is whole.
                     self.sets.remove(&refused.name);
                 }
@@ -200,7 +243,9 @@ impl Session {
                 });
             }
             Hear::Report(report) => {
-                self.state.proxies.change(namespace, pod, |p| p.certificate_not_after = report.certificate_not_after);
+                self.state.proxies.change(namespace, pod, |p| {
+                    p.certificate_not_after = report.certificate_not_after
+                });
                 self.state.edges.add(report.edges);
             }
         }
@@ -218,7 +263,9 @@ impl Session {
                 if !seen.insert(name.clone()) {
                     continue;
                 }
-                let Some(resource) = index.resolve(&name, &self.asker) else { continue };
+                let Some(resource) = index.resolve(&name, &self.asker) else {
+                    continue;
+                };
                 wanted.extend(references(&resource));
                 if self.held.get(&name) != Some(&resource.version) {
                     resources.push(self.difference(&resource));
@@ -234,18 +281,33 @@ impl Session {
         }
         self.number += 1;
         let number = self.number;
-        self.state.proxies.change(&self.asker.namespace, &self.asker.pod, |p| p.sent = number);
-        self.send(Say::Update(proto::Update { number, resources })).await
+        self.state
+            .proxies
+            .change(&self.asker.namespace, &self.asker.pod, |p| p.sent = number);
+        self.send(Say::Update(proto::Update { number, resources }))
+            .await
     }
 
     /// Endpoints as the difference to what the proxy holds, where that is known.
     fn difference(&self, resource: &Arc<Resource>) -> Resource {
         let whole = || Resource::clone(resource);
-        let (Some(Body::Endpoints(new)), true) = (&resource.body, self.delta) else { return whole() };
-        let Some(old) = self.sets.get(&resource.name) else { return whole() };
-        let Some(Body::Endpoints(before)) = &old.body else { return whole() };
-        let removed = before.endpoints.iter().filter(|e| !new.endpoints.iter().any(|n| n.address == e.address));
-        let upserted = new.endpoints.iter().filter(|n| !before.endpoints.contains(n));
+        let (Some(Body::Endpoints(new)), true) = (&resource.body, self.delta) else {
+            return whole();
+        };
+        let Some(old) = self.sets.get(&resource.name) else {
+            return whole();
+        };
+        let Some(Body::Endpoints(before)) = &old.body else {
+            return whole();
+        };
+        let removed = before
+            .endpoints
+            .iter()
+            .filter(|e| !new.endpoints.iter().any(|n| n.address == e.address));
+        let upserted = new
+            .endpoints
+            .iter()
+            .filter(|n| !before.endpoints.contains(n));
         let delta = proto::EndpointDelta {
             base: old.version.clone(),
             removed: removed.map(|e| e.address.clone()).collect(),
@@ -261,10 +323,22 @@ impl Session {
 
 /// The endpoints that a destination needs.
 fn references(resource: &Resource) -> Vec<String> {
-    let Some(Body::Destination(destination)) = &resource.body else { return Vec::new() };
-    let Some(proto::destination::Kind::Service(service)) = &destination.kind else { return Vec::new() };
-    let backends = service.rules.iter().flat_map(|r| &r.backends).map(|b| &b.endpoints);
-    let mut names: Vec<String> = backends.chain([&service.endpoints]).filter(|n| !n.is_empty()).cloned().collect();
+    let Some(Body::Destination(destination)) = &resource.body else {
+        return Vec::new();
+    };
+    let Some(proto::destination::Kind::Service(service)) = &destination.kind else {
+        return Vec::new();
+    };
+    let backends = service
+        .rules
+        .iter()
+        .flat_map(|r| &r.backends)
+        .map(|b| &b.endpoints);
+    let mut names: Vec<String> = backends
+        .chain([&service.endpoints])
+        .filter(|n| !n.is_empty())
+        .cloned()
+        .collect();
     names.sort();
     names.dedup();
     names

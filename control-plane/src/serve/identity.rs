@@ -27,12 +27,20 @@ impl IdentityService {
     fn check_pod(&self, subject: &TokenSubject) -> Result<(), String> {
         let index = self.state.index();
         let pod = index.pod(&subject.namespace, &subject.pod);
-        let pod = pod.ok_or_else(|| format!("the pod {}/{} does not exist", subject.namespace, subject.pod))?;
+        let pod = pod.ok_or_else(|| {
+            format!(
+                "the pod {}/{} does not exist",
+                subject.namespace, subject.pod
+            )
+        })?;
         if pod.metadata.uid != subject.pod_uid {
             return Err("the token is of a pod that was replaced".to_owned());
         }
         if pod.spec.account() != subject.service_account {
-            return Err(format!("the pod does not run as {}", subject.service_account));
+            return Err(format!(
+                "the pod does not run as {}",
+                subject.service_account
+            ));
         }
         Ok(())
     }
@@ -40,15 +48,28 @@ impl IdentityService {
 
 #[tonic::async_trait]
 impl Identity for IdentityService {
-    async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<CertifyResponse>, Status> {
-        let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
+    async fn certify(
+        &self,
+        request: Request<CertifyRequest>,
+    ) -> Result<Response<CertifyResponse>, Status> {
+        let header = request
+            .metadata()
+            .get("authorization")
+            .and_then(|v| v.to_str().ok());
         let token = header
             .and_then(|v| v.strip_prefix("Bearer "))
-            .ok_or_else(|| Status::unauthenticated("a service-account token is needed: authorization: Bearer TOKEN"))?;
+            .ok_or_else(|| {
+                Status::unauthenticated(
+                    "a service-account token is needed: authorization: Bearer TOKEN",
+                )
+            })?;
         let subject = self.tokens.review(token).map_err(Status::unauthenticated)?;
-        self.check_pod(&subject).map_err(Status::permission_denied)?;
+        self.check_pod(&subject)
+            .map_err(Status::permission_denied)?;
         let trust_domain = self.state.issuer.trust_domain();
-        let trust_domain = trust_domain.parse().map_err(|_| Status::internal("no trust domain"))?;
+        let trust_domain = trust_domain
+            .parse()
+            .map_err(|_| Status::internal("no trust domain"))?;
         let identity = SpiffeId::new(&trust_domain, &subject.namespace, &subject.service_account)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let chain_der = self

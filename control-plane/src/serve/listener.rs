@@ -43,13 +43,21 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -67,14 +75,16 @@ pub async fn listen(
     address: SocketAddr,
     state: Arc<State>,
 ) -> anyhow::Result<ReceiverStream<io::Result<Connection>>> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{address} cannot be opened: is another control plane running?"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("{address} cannot be opened: is another control plane running?")
+    })?;
     let (ready, incoming) = mpsc::channel(16);
     let slots = Arc::new(tokio::sync::Semaphore::new(CONCURRENT));
     tokio::spawn(async move {
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
             let tcp = match listener.accept().await {
                 Ok((tcp, _)) => tcp,
                 Err(error) => {
@@ -105,7 +115,9 @@ async fn handshake(tcp: TcpStream, state: &State) -> io::Result<Connection> {
     let certificates = stream.get_ref().1.peer_certificates();
     let peer = match certificates {
         None => Peer(None),
-        Some(_) => Peer(Some(peer_identity(certificates).map_err(io::Error::other)?.0)),
+        Some(_) => Peer(Some(
+            peer_identity(certificates).map_err(io::Error::other)?.0,
+        )),
     };
     Ok(Connection { stream, peer })
 }

@@ -26,19 +26,28 @@ pub async fn serve(state: Arc<State>, tokens: TokenKey, settings: &Settings) -> 
     let incoming = listener::listen(settings.listen, state.clone()).await?;
     let proxies = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
-        .add_service(IdentityServer::new(identity::IdentityService::new(state.clone(), tokens)))
-        .add_service(DiscoveryServer::new(discovery::DiscoveryService::new(state.clone())))
+        .add_service(IdentityServer::new(identity::IdentityService::new(
+            state.clone(),
+            tokens,
+        )))
+        .add_service(DiscoveryServer::new(discovery::DiscoveryService::new(
+            state.clone(),
+        )))
         .serve_with_incoming(incoming);
     let path = &settings.operator_socket;
     // A socket file that an earlier process left.
     let _ = std::fs::remove_file(path);
-    let socket = UnixListener::bind(path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    let socket =
+        UnixListener::bind(path).with_context(|| format!("{} cannot be opened", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     let operators = Server::builder()
         .add_service(OperatorServer::new(operator::OperatorService::new(state)))
         .serve_with_incoming(UnixListenerStream::new(socket));
     tracing::info!(address = %settings.listen, "serving");
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     tokio::select! {
         ended = proxies => ended?,
         ended = operators => ended?,

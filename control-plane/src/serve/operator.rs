@@ -27,13 +27,23 @@ impl OperatorService {
 
 #[tonic::async_trait]
 impl Operator for OperatorService {
-    async fn edges(&self, request: Request<EdgesRequest>) -> Result<Response<EdgesResponse>, Status> {
-        Ok(Response::new(self.state.edges.sum(request.get_ref().window_seconds)))
+    async fn edges(
+        &self,
+        request: Request<EdgesRequest>,
+    ) -> Result<Response<EdgesResponse>, Status> {
+        Ok(Response::new(
+            self.state.edges.sum(request.get_ref().window_seconds),
+        ))
     }
 
-    async fn proxies(&self, _: Request<ProxiesRequest>) -> Result<Response<ProxiesResponse>, Status> {
+    async fn proxies(
+        &self,
+        _: Request<ProxiesRequest>,
+    ) -> Result<Response<ProxiesResponse>, Status> {
         let index = self.state.index();
-        self.state.proxies.retain(|namespace, pod| index.pod(namespace, pod).is_some());
+        self.state
+            .proxies
+            .retain(|namespace, pod| index.pod(namespace, pod).is_some());
         Ok(Response::new(ProxiesResponse {
             proxies: self.state.proxies.all(),
             control_plane_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -57,7 +67,10 @@ impl Operator for OperatorService {
         }
         let mut workloads = Vec::new();
         for (namespace, pod) in found {
-            let asker = Asker { namespace: namespace.clone(), pod: pod.clone() };
+            let asker = Asker {
+                namespace: namespace.clone(),
+                pod: pod.clone(),
+            };
             let resource = index.resolve(names::INBOUND, &asker);
             let inbound = resource.and_then(|r| match &r.body {
                 Some(proto::resource::Body::Inbound(inbound)) => Some(inbound.clone()),
@@ -66,7 +79,9 @@ impl Operator for OperatorService {
             let known = index.pod(&namespace, &pod);
             workloads.push(proto::DescribedWorkload {
                 inbound,
-                address: known.and_then(|p| pod_addresses(p).first().map(ToString::to_string)).unwrap_or_default(),
+                address: known
+                    .and_then(|p| pod_addresses(p).first().map(ToString::to_string))
+                    .unwrap_or_default(),
                 meshed: known.is_some_and(is_meshed),
             });
         }
@@ -74,6 +89,8 @@ impl Operator for OperatorService {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        Ok(Response::new(StatusResponse { objects: self.state.index().status() }))
+        Ok(Response::new(StatusResponse {
+            objects: self.state.index().status(),
+        }))
     }
 }

@@ -21,7 +21,10 @@ struct Carts {
 
 impl Carts {
     fn reply(&self, items: u32) -> CartReply {
-        CartReply { items, version: self.version.clone() }
+        CartReply {
+            items,
+            version: self.version.clone(),
+        }
     }
 }
 
@@ -44,12 +47,18 @@ impl Cart for Carts {
         let ticks = tokio::time::interval(Duration::from_millis(100));
         let replies = tokio_stream::wrappers::IntervalStream::new(ticks).map(move |_| {
             items += 1;
-            Ok(CartReply { items, ..reply.clone() })
+            Ok(CartReply {
+                items,
+                ..reply.clone()
+            })
         });
         Ok(Response::new(Box::pin(replies)))
     }
 
-    async fn add_all(&self, request: Request<Streaming<Item>>) -> Result<Response<CartReply>, Status> {
+    async fn add_all(
+        &self,
+        request: Request<Streaming<Item>>,
+    ) -> Result<Response<CartReply>, Status> {
         let mut items = request.into_inner();
         let mut count = 0;
         while items.next().await.transpose()?.is_some() {
@@ -63,7 +72,10 @@ impl Cart for Carts {
         let mut count = 0;
         let replies = request.into_inner().map(move |item| {
             count += 1;
-            item.map(|_| CartReply { items: count, version: version.clone() })
+            item.map(|_| CartReply {
+                items: count,
+                version: version.clone(),
+            })
         });
         Ok(Response::new(Box::pin(replies)))
     }

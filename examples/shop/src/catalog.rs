@@ -30,14 +30,28 @@ async fn items(State(catalog): State<Catalog>) -> Response {
     if rand::random::<f64>() < catalog.fail {
         return (StatusCode::SERVICE_UNAVAILABLE, "try again\n").into_response();
     }
-    axum::Json(json!({"version": catalog.version, "items": ["loom", "shuttle", "thread"]})).into_response()
+    axum::Json(json!({"version": catalog.version, "items": ["loom", "shuttle", "thread"]}))
+        .into_response()
 }
 
 /// What was asked, as it arrived.
-async fn echo(State(catalog): State<Catalog>, Path(path): Path<String>, headers: HeaderMap, body: bytes::Bytes) -> Response {
+async fn echo(
+    State(catalog): State<Catalog>,
+    Path(path): Path<String>,
+    headers: HeaderMap,
+    body: bytes::Bytes,
+) -> Response {
     let headers: Vec<(String, String)> = headers
         .iter()
-        .map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+        .map(|(n, v)| {
+            (
+                n.to_string(),
+                String::from_utf8_lossy(v.as_bytes()).into_owned(),
+            )
+        })
         .collect();
-    axum::Json(json!({"version": catalog.version, "path": path, "headers": headers, "bytes": body.len()})).into_response()
+    axum::Json(
+        json!({"version": catalog.version, "path": path, "headers": headers, "bytes": body.len()}),
+    )
+    .into_response()
 }

@@ -53,8 +53,14 @@ async fn page(State(shop): State<Shop>, headers: HeaderMap) -> Response {
 
 impl Shop {
     async fn page(&self, headers: &HeaderMap) -> anyhow::Result<Value> {
-        let catalog = self.fetch("http://catalog/items", headers).await.context("catalog")?;
-        let recommend = self.fetch("http://recommend/items", headers).await.context("recommend")?;
+        let catalog = self
+            .fetch("http://catalog/items", headers)
+            .await
+            .context("catalog")?;
+        let recommend = self
+            .fetch("http://recommend/items", headers)
+            .await
+            .context("recommend")?;
         let cart = self.cart(headers).await.context("cart")?;
         let stock = stock().await.context("stock")?;
         Ok(json!({"catalog": catalog, "recommend": recommend, "cart": cart, "stock": stock}))
@@ -75,10 +81,14 @@ impl Shop {
     }
 
     async fn cart(&self, headers: &HeaderMap) -> anyhow::Result<Value> {
-        let mut request = tonic::Request::new(CartRequest { user: "ada".to_owned() });
+        let mut request = tonic::Request::new(CartRequest {
+            user: "ada".to_owned(),
+        });
         for name in TRACE_HEADERS {
             if let Some(value) = headers.get(name) {
-                request.metadata_mut().insert(name, value.to_str()?.parse()?);
+                request
+                    .metadata_mut()
+                    .insert(name, value.to_str()?.parse()?);
             }
         }
         let reply = self.cart.clone().get(request).await?.into_inner();

@@ -48,16 +48,25 @@ pub async fn run(url: &str, rate: u64, seconds: u64) -> anyhow::Result<()> {
         }
     };
     local.run_until(calls).await;
-    tokio::time::timeout(Duration::from_secs(5), local).await.ok();
+    tokio::time::timeout(Duration::from_secs(5), local)
+        .await
+        .ok();
     let seen = seen.borrow();
     println!("good {} bad {} {}", seen.good, seen.bad, seen.last);
     Ok(())
 }
 
-async fn call(client: &Client<hyper_util::client::legacy::connect::HttpConnector, Empty<Bytes>>, url: &str) -> anyhow::Result<()> {
+async fn call(
+    client: &Client<hyper_util::client::legacy::connect::HttpConnector, Empty<Bytes>>,
+    url: &str,
+) -> anyhow::Result<()> {
     let response = client.get(url.parse()?).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
-    anyhow::ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body).trim());
+    anyhow::ensure!(
+        status.is_success(),
+        "{status}: {}",
+        String::from_utf8_lossy(&body).trim()
+    );
     Ok(())
 }

@@ -62,7 +62,11 @@ async fn main() -> anyhow::Result<()> {
     let serve = async {
         match Cli::parse().service {
             Service::Frontend { port } => frontend::serve(port).await,
-            Service::Catalog { port, version, fail } => catalog::serve(port, version, fail).await,
+            Service::Catalog {
+                port,
+                version,
+                fail,
+            } => catalog::serve(port, version, fail).await,
             Service::Cart { port, version } => cart::serve(port, version).await,
             Service::Stock { port } => stock::serve(port).await,
             Service::Load { url, rate, seconds } => load::run(&url, rate, seconds).await,

@@ -26,7 +26,10 @@ impl Cache {
     /// Opens the folder, and makes it if need be; only this user may enter.
     pub fn open(folder: Option<&Path>) -> io::Result<Self> {
         if let Some(folder) = folder {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)?;
         }
         Ok(Self(folder.map(Path::to_owned)))
     }
@@ -67,7 +70,11 @@ impl Cache {
     pub fn identity(&self) -> Option<(Svid, TrustBundle)> {
         let key = self.read(KEY)?;
         let response = CertifyResponse::decode(self.read(CERTIFICATES)?.as_slice()).ok()?;
-        let chain = response.chain_der.into_iter().map(CertificateDer::from).collect();
+        let chain = response
+            .chain_der
+            .into_iter()
+            .map(CertificateDer::from)
+            .collect();
         let bundle = TrustBundle::from_der(response.roots_der).ok()?;
         Some((Svid::new(chain, key).ok()?, bundle))
     }
@@ -76,7 +83,14 @@ impl Cache {
     pub fn put_resources<'a>(&self, resources: impl Iterator<Item = &'a Resource>) {
         if self.0.is_some() {
             let resources = resources.cloned().collect();
-            self.write(RESOURCES, &Update { number: 0, resources }.encode_to_vec());
+            self.write(
+                RESOURCES,
+                &Update {
+                    number: 0,
+                    resources,
+                }
+                .encode_to_vec(),
+            );
         }
     }
 

@@ -15,7 +15,10 @@ use tower::service_fn;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Connects now; an error says why not.
-pub async fn connect(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+pub async fn connect(
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
     let connector = service_fn(move |_: Uri| {
         let tls = TlsConnector::from(tls.clone());
         async move {

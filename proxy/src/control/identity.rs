@@ -35,7 +35,9 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
     loop {
         // A clock that is set while this sleeps is noticed within a second.
         while SystemTime::now() < renew_at {
-            let left = renew_at.duration_since(SystemTime::now()).unwrap_or_default();
+            let left = renew_at
+                .duration_since(SystemTime::now())
+                .unwrap_or_default();
             tokio::time::sleep(left.min(Duration::from_secs(1))).await;
         }
         match certify(&settings, &cache).await {
@@ -62,7 +64,11 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
 /// added by `rebuild`.
 fn install(shared: &Shared, svid: Svid, bundle: TrustBundle) {
     let mesh = shared.mesh.load();
-    let bundle = if mesh.bundle.roots().is_empty() { bundle } else { mesh.bundle.clone() };
+    let bundle = if mesh.bundle.roots().is_empty() {
+        bundle
+    } else {
+        mesh.bundle.clone()
+    };
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     match TlsMaterial::new(generation, svid, bundle) {
         Ok(material) => shared.tls.store(Some(Arc::new(material))),
@@ -72,7 +78,9 @@ fn install(shared: &Shared, svid: Svid, bundle: TrustBundle) {
 
 /// Makes the TLS configurations anew for other roots.
 pub fn rebuild(shared: &Shared, bundle: &TrustBundle) {
-    let Some(old) = shared.tls.load_full() else { return };
+    let Some(old) = shared.tls.load_full() else {
+        return;
+    };
     if old.bundle == *bundle {
         return;
     }
@@ -86,8 +94,12 @@ pub fn rebuild(shared: &Shared, bundle: &TrustBundle) {
 }
 
 async fn certify(settings: &Settings, cache: &Cache) -> anyhow::Result<(Svid, TrustBundle)> {
-    let roots = std::fs::read_to_string(&settings.trust_bundle)
-        .with_context(|| format!("the trust bundle {} cannot be read", settings.trust_bundle.display()))?;
+    let roots = std::fs::read_to_string(&settings.trust_bundle).with_context(|| {
+        format!(
+            "the trust bundle {} cannot be read",
+            settings.trust_bundle.display()
+        )
+    })?;
     let bundle = TrustBundle::from_pem(&roots).context("the trust bundle cannot be used")?;
     let token = std::fs::read_to_string(&settings.token)
         .with_context(|| format!("the token {} cannot be read", settings.token.display()))?;
@@ -95,7 +107,12 @@ async fn certify(settings: &Settings, cache: &Cache) -> anyhow::Result<(Svid, Tr
     let tls = client_config(None, &bundle, rule, &[ALPN_GRPC])?;
     let channel = connect(settings.control_plane, tls)
         .await
-        .with_context(|| format!("the control plane {} cannot be reached", settings.control_plane))?;
+        .with_context(|| {
+            format!(
+                "the control plane {} cannot be reached",
+                settings.control_plane
+            )
+        })?;
     let (key_der, csr_der) = new_key_and_csr()?;
     let mut request = tonic::Request::new(CertifyRequest { csr_der });
     let bearer: MetadataValue<_> = format!("Bearer {}", token.trim()).parse()?;
@@ -106,7 +123,12 @@ async fn certify(settings: &Settings, cache: &Cache) -> anyhow::Result<(Svid, Tr
         .await
         .context("the control plane refused")?
         .into_inner();
-    let chain = response.chain_der.iter().cloned().map(CertificateDer::from).collect();
+    let chain = response
+        .chain_der
+        .iter()
+        .cloned()
+        .map(CertificateDer::from)
+        .collect();
     let svid = Svid::new(chain, key_der.clone())?;
     let bundle = TrustBundle::from_der(response.roots_der.iter().cloned())?;
     cache.put_identity(&key_der, &response);

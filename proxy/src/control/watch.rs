@@ -136,7 +136,9 @@ async fn session(
 }
 
 fn message(message: Say) -> WatchRequest {
-    WatchRequest { message: Some(message) }
+    WatchRequest {
+        message: Some(message),
+    }
 }
 
 impl State {
@@ -149,7 +151,10 @@ impl State {
             held: self
                 .held
                 .values()
-                .map(|r| proto::Held { name: r.name.clone(), version: r.version.clone() })
+                .map(|r| proto::Held {
+                    name: r.name.clone(),
+                    version: r.version.clone(),
+                })
                 .collect(),
             names: self.wanted.iter().cloned().collect(),
         }
@@ -178,14 +183,20 @@ impl State {
     fn hear(&mut self, heard: proto::WatchResponse) -> Option<Say> {
         match heard.message? {
             Hear::Welcome(welcome) => {
-                tracing::info!(version = welcome.control_plane_version, "connected to the control plane");
+                tracing::info!(
+                    version = welcome.control_plane_version,
+                    "connected to the control plane"
+                );
                 None
             }
             Hear::Heartbeat(heartbeat) => {
                 let now = unix(std::time::SystemTime::now()) as i64 * 1000;
                 let skew = (heartbeat.unix_millis - now).abs();
                 if skew > 60_000 {
-                    tracing::warn!(skew_seconds = skew / 1000, "this clock and the control plane's differ");
+                    tracing::warn!(
+                        skew_seconds = skew / 1000,
+                        "this clock and the control plane's differ"
+                    );
                 }
                 None
             }
@@ -207,13 +218,20 @@ impl State {
             if let Err(reason) = self.apply(resource) {
                 tracing::warn!(name, %reason, "refused; the last good one stays in force");
                 let reason = reason.to_string();
-                refused.push(proto::RefusedResource { name, version, reason });
+                refused.push(proto::RefusedResource {
+                    name,
+                    version,
+                    reason,
+                });
             }
         }
         if refused.is_empty() {
             Say::Ack(proto::Ack { number })
         } else {
-            Say::Refusal(proto::Refusal { number, resources: refused })
+            Say::Refusal(proto::Refusal {
+                number,
+                resources: refused,
+            })
         }
     }
 
@@ -232,12 +250,17 @@ impl State {
                 resource.body = Some(Body::Inbound(inbound));
             }
             Some(Body::Destination(destination)) => {
-                let compiled = Destination::compile(&destination, &mut |name| shared.endpoint_slot(name))?;
-                shared.destination_by_name(&resource.name).set(Some(Arc::new(compiled)));
+                let compiled =
+                    Destination::compile(&destination, &mut |name| shared.endpoint_slot(name))?;
+                shared
+                    .destination_by_name(&resource.name)
+                    .set(Some(Arc::new(compiled)));
                 resource.body = Some(Body::Destination(destination));
             }
             Some(Body::NameAnswer(answer)) => {
-                shared.name_by_name(&resource.name).set(Some(Arc::new(answer.clone())));
+                shared
+                    .name_by_name(&resource.name)
+                    .set(Some(Arc::new(answer.clone())));
                 resource.body = Some(Body::NameAnswer(answer));
             }
             Some(Body::Endpoints(set)) => {
@@ -249,7 +272,11 @@ impl State {
                 self.put_endpoints(&resource.name, &set)?;
                 resource.body = Some(Body::Endpoints(set));
             }
-            None => return Err(Refused("a resource of a kind that this proxy does not know".into())),
+            None => {
+                return Err(Refused(
+                    "a resource of a kind that this proxy does not know".into(),
+                ));
+            }
         }
         self.held.insert(resource.name.clone(), resource);
         self.dirty = true;
@@ -269,13 +296,24 @@ impl State {
         Ok(())
     }
 
-    fn changed(&self, name: &str, delta: proto::EndpointDelta) -> Result<proto::EndpointSet, Refused> {
+    fn changed(
+        &self,
+        name: &str,
+        delta: proto::EndpointDelta,
+    ) -> Result<proto::EndpointSet, Refused> {
         let base = self.held.get(name).filter(|r| r.version == delta.base);
-        let Some(Resource { body: Some(resource::Body::Endpoints(set)), .. }) = base else {
-            return Err(Refused("the base of this change is not held: send all of it".into()));
+        let Some(Resource {
+            body: Some(resource::Body::Endpoints(set)),
+            ..
+        }) = base
+        else {
+            return Err(Refused(
+                "the base of this change is not held: send all of it".into(),
+            ));
         };
         let gone = |e: &proto::Endpoint| {
-            delta.removed.contains(&e.address) || delta.upserted.iter().any(|u| u.address == e.address)
+            delta.removed.contains(&e.address)
+                || delta.upserted.iter().any(|u| u.address == e.address)
         };
         let mut endpoints: Vec<_> = set.endpoints.iter().filter(|e| !gone(e)).cloned().collect();
         endpoints.extend(delta.upserted);

@@ -69,7 +69,7 @@ impl Copy {
     pub fn done() -> Self {
         Self {
             stage: Stage::Done,
-            ..Self::once()
+            ..Self::repeatable()
         }
     }
 
@@ -77,7 +77,7 @@ impl Copy {
     pub fn flush_only() -> Self {
         Self {
             stage: Stage::Finishing,
-            ..Self::once()
+            ..Self::repeatable()
         }
     }
 
@@ -100,7 +100,12 @@ impl Copy {
     }
 
     /// Moves as much as can be moved.
-    pub fn poll(&mut self, cx: &mut Context<'_>, from: &mut Leg, to: &mut Leg) -> Poll<Result<(), CopyError>> {
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Leg,
+        to: &mut Leg,
+    ) -> Poll<Result<(), CopyError>> {
         let mut moved = 0;
         loop {
             match self.stage {
@@ -125,7 +130,12 @@ impl Copy {
         }
     }
 
-    fn poll_move(&mut self, cx: &mut Context<'_>, from: &mut Leg, to: &mut Leg) -> Poll<Result<usize, CopyError>> {
+    fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Leg,
+        to: &mut Leg,
+    ) -> Poll<Result<usize, CopyError>> {
         // The end needs no capacity, and an empty body has nothing else.
         if self.replay.as_ref().is_none_or(|r| r.sent == r.bytes.len()) && from.body_is_empty() {
             let event = ready!(from.poll_data(cx, 0, &mut |_| {})).map_err(CopyError::Read)?;
@@ -138,7 +148,8 @@ impl Copy {
             let again = replay.bytes.get(replay.sent..).unwrap_or_default();
             if !again.is_empty() {
                 let n = again.len().min(capacity);
-                to.send_data(again.get(..n).unwrap_or_default()).map_err(CopyError::Write)?;
+                to.send_data(again.get(..n).unwrap_or_default())
+                    .map_err(CopyError::Write)?;
                 replay.sent += n;
                 return Poll::Ready(Ok(n));
             }

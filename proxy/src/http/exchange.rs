@@ -62,7 +62,11 @@ struct Failed {
 
 impl Failed {
     fn new(flag: Flag, safe: bool) -> Self {
-        Self { flag, safe, caller_gone: false }
+        Self {
+            flag,
+            safe,
+            caller_gone: false,
+        }
     }
 }
 
@@ -76,7 +80,12 @@ struct End {
 }
 
 /// Answers one request. `framing` is that of its body.
-pub async fn exchange(side: &Side, down: &mut Leg, mut head: RequestHead, framing: Framing) -> Next {
+pub async fn exchange(
+    side: &Side,
+    down: &mut Leg,
+    mut head: RequestHead,
+    framing: Framing,
+) -> Next {
     let start = Instant::now();
     let span = Span::begin(side, &mut head);
     let grpc = head.is_grpc();
@@ -166,7 +175,11 @@ impl Exchange<'_> {
             Err(failed) if failed.caller_gone => {
                 down.abort();
                 End {
-                    outcome: Outcome { status: 499, grpc: None, flag: Flag::ClientGone },
+                    outcome: Outcome {
+                        status: 499,
+                        grpc: None,
+                        flag: Flag::ClientGone,
+                    },
                     next: Next::Close,
                     endpoint: None,
                     sent: self.upload.bytes,
@@ -175,8 +188,20 @@ impl Exchange<'_> {
             }
             Err(failed) => {
                 let response = LocalResponse::new(failed.flag);
-                let framing = if self.upload.is_done() { Framing::None } else { self.framing };
-                respond(self.side, down, &response, self.grpc, self.head.version, framing).await
+                let framing = if self.upload.is_done() {
+                    Framing::None
+                } else {
+                    self.framing
+                };
+                respond(
+                    self.side,
+                    down,
+                    &response,
+                    self.grpc,
+                    self.head.version,
+                    framing,
+                )
+                .await
             }
         }
     }
@@ -197,18 +222,27 @@ impl Exchange<'_> {
                 Target::Balanced(balancer) => balancer.pick(&worker, &tried),
             };
             let Some(endpoint) = endpoint else {
-                let flag = if tried.is_empty() { Flag::NoEndpoint } else { Flag::ConnectFailure };
+                let flag = if tried.is_empty() {
+                    Flag::NoEndpoint
+                } else {
+                    Flag::ConnectFailure
+                };
                 return Err(Failed::new(flag, true));
             };
             let limit = rule.as_ref().and_then(|r| r.backend_timeout);
             let outcome = match limit {
                 None => self.attempt(down, &endpoint).await,
-                Some(limit) => match tokio::time::timeout(limit, self.attempt(down, &endpoint)).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => Err(Failed::new(Flag::Timeout, false)),
-                },
+                Some(limit) => {
+                    match tokio::time::timeout(limit, self.attempt(down, &endpoint)).await {
+                        Ok(outcome) => outcome,
+                        Err(_) => Err(Failed::new(Flag::Timeout, false)),
+                    }
+                }
             };
-            let codes = retry.as_ref().map(|r| r.codes.as_slice()).unwrap_or_default();
+            let codes = retry
+                .as_ref()
+                .map(|r| r.codes.as_slice())
+                .unwrap_or_default();
             let again = match &outcome {
                 Ok(answer) => configured > 0 && codes.contains(&answer.head.status),
                 Err(failed) if failed.caller_gone => false,
@@ -226,7 +260,9 @@ impl Exchange<'_> {
             }
             drop(outcome);
             self.upload.restart();
-            self.side.edge(Some(&self.plan), Some(&endpoint), self.protocol()).retry();
+            self.side
+                .edge(Some(&self.plan), Some(&endpoint), self.protocol())
+                .retry();
             tried.push(endpoint);
             if unsafe_retry
                 && let Some(retry) = &retry
@@ -251,11 +287,18 @@ impl Exchange<'_> {
 
     /// Sends the request to one endpoint and waits for the final answer's head;
     /// interim ones are passed on.
-    async fn attempt(&mut self, down: &mut Leg, endpoint: &Rc<LocalEndpoint>) -> Result<Answer, Failed> {
+    async fn attempt(
+        &mut self,
+        down: &mut Leg,
+        endpoint: &Rc<LocalEndpoint>,
+    ) -> Result<Answer, Failed> {
         let shared = self.side.worker().shared.clone();
         let repeatable = self.head.is_idempotent() && self.framing == Framing::None;
         let in_flight = endpoint.begin();
-        let link = match endpoint.acquire(&shared, self.head.version, repeatable).await {
+        let link = match endpoint
+            .acquire(&shared, self.head.version, repeatable)
+            .await
+        {
             Ok(link) => link,
             Err(error) => {
                 tracing::debug!(%error, "no connection");
@@ -277,27 +320,48 @@ impl Exchange<'_> {
             LegError::Malformed => Failed::new(Flag::UpstreamReset, false),
         };
         loop {
-            let (head, framing) = self.wait_for_head(down, &mut up).await.map_err(|e| match e {
-                Waiting::Caller => Failed { flag: Flag::ClientGone, safe: false, caller_gone: true },
-                Waiting::Callee(e) => {
-                    endpoint_trouble(endpoint, e);
-                    lost(e)
-                }
-            })?;
+            let (head, framing) = self
+                .wait_for_head(down, &mut up)
+                .await
+                .map_err(|e| match e {
+                    Waiting::Caller => Failed {
+                        flag: Flag::ClientGone,
+                        safe: false,
+                        caller_gone: true,
+                    },
+                    Waiting::Callee(e) => {
+                        endpoint_trouble(endpoint, e);
+                        lost(e)
+                    }
+                })?;
             if !head.is_interim() {
                 in_flight.answered();
-                return Ok(Answer { head, framing, up, endpoint: endpoint.clone(), in_flight });
+                return Ok(Answer {
+                    head,
+                    framing,
+                    up,
+                    endpoint: endpoint.clone(),
+                    in_flight,
+                });
             }
             down.send_response(&head, Framing::None, self.head.version, false);
             let flushed = poll_fn(|cx| down.poll_flush(cx)).await;
-            flushed.map_err(|_| Failed { flag: Flag::ClientGone, safe: false, caller_gone: true })?;
+            flushed.map_err(|_| Failed {
+                flag: Flag::ClientGone,
+                safe: false,
+                caller_gone: true,
+            })?;
         }
     }
 
     fn send_head(&self, link: Link) -> Result<Leg, Failed> {
         match link {
             Link::H1 { mut message, .. } => {
-                let framing = if self.head.wants_tunnel() { Framing::None } else { self.framing };
+                let framing = if self.head.wants_tunnel() {
+                    Framing::None
+                } else {
+                    self.framing
+                };
                 message.start_writing(framing, |out| h1::put_request(out, &self.head, framing));
                 Ok(Leg::H1(message))
             }
@@ -314,14 +378,20 @@ impl Exchange<'_> {
     }
 
     /// Uploads meanwhile: an answer may come before the request has ended.
-    async fn wait_for_head(&mut self, down: &mut Leg, up: &mut Leg) -> Result<(ResponseHead, Framing), Waiting> {
+    async fn wait_for_head(
+        &mut self,
+        down: &mut Leg,
+        up: &mut Leg,
+    ) -> Result<(ResponseHead, Framing), Waiting> {
         let method = self.head.method_bytes();
         let upload = &mut self.upload;
         poll_fn(|cx| {
             let mut write_error = None;
             if !upload.is_done() {
                 match upload.poll(cx, down, up) {
-                    Poll::Ready(Err(CopyError::Read(_))) => return Poll::Ready(Err(Waiting::Caller)),
+                    Poll::Ready(Err(CopyError::Read(_))) => {
+                        return Poll::Ready(Err(Waiting::Caller));
+                    }
                     // An answer may say why it takes no more.
                     Poll::Ready(Err(CopyError::Write(e))) => write_error = Some(e),
                     _ => {}
@@ -342,7 +412,13 @@ impl Exchange<'_> {
 
     /// Passes the answer on, and what is left of the request.
     async fn relay(&mut self, down: &mut Leg, answer: Answer) -> End {
-        let Answer { mut head, framing, mut up, endpoint, in_flight } = answer;
+        let Answer {
+            mut head,
+            framing,
+            mut up,
+            endpoint,
+            in_flight,
+        } = answer;
         self.change_response(&mut head.fields);
         let tunnel = head.status == 101
             || (self.head.method_bytes() == b"CONNECT" && (200..300).contains(&head.status));
@@ -371,7 +447,11 @@ impl Exchange<'_> {
             grpc: download.grpc_status.or_else(|| grpc_status(&head.fields)),
             flag: Flag::None,
         };
-        let mut next = if close || tunnel { Next::Close } else { Next::Continue };
+        let mut next = if close || tunnel {
+            Next::Close
+        } else {
+            Next::Continue
+        };
         match ended {
             Ok(()) => self.keep(up, &endpoint, &head),
             Err(flag) => {
@@ -438,14 +518,20 @@ impl Exchange<'_> {
             let down_result = download.poll(cx, up, down);
             match down_result {
                 Poll::Ready(Ok(())) if !tunnel || upload.is_done() => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(CopyError::Read(_))) => return Poll::Ready(Err(Flag::UpstreamReset)),
+                Poll::Ready(Err(CopyError::Read(_))) => {
+                    return Poll::Ready(Err(Flag::UpstreamReset));
+                }
                 Poll::Ready(Err(CopyError::Write(_))) => return Poll::Ready(Err(Flag::ClientGone)),
                 _ => {}
             }
             if !upload.is_done() {
                 match upload.poll(cx, down, up) {
-                    Poll::Ready(Ok(())) if tunnel && download.is_done() => return Poll::Ready(Ok(())),
-                    Poll::Ready(Err(CopyError::Read(_))) => return Poll::Ready(Err(Flag::ClientGone)),
+                    Poll::Ready(Ok(())) if tunnel && download.is_done() => {
+                        return Poll::Ready(Ok(()));
+                    }
+                    Poll::Ready(Err(CopyError::Read(_))) => {
+                        return Poll::Ready(Err(Flag::ClientGone));
+                    }
                     Poll::Ready(Err(CopyError::Write(_))) if tunnel => {
                         return Poll::Ready(Err(Flag::UpstreamReset));
                     }
@@ -461,7 +547,10 @@ impl Exchange<'_> {
                 let guard = guard.get_or_insert_with(|| {
                     let (inbound, head) = (inbound.clone(), Rc::clone(head));
                     let worker = inbound.worker.clone();
-                    ActiveCalls::register(&worker, Box::new(move |config| inbound.may_go_on(config, Some(&head))))
+                    ActiveCalls::register(
+                        &worker,
+                        Box::new(move |config| inbound.may_go_on(config, Some(&head))),
+                    )
                 });
                 if guard.must_end(cx.waker()) {
                     return Poll::Ready(Err(Flag::PolicyChanged));
@@ -556,11 +645,21 @@ impl Span {
         let worker = side.worker();
         let mesh = worker.shared.mesh.load();
         mesh.otlp_endpoint.as_ref()?;
-        let given = head.fields.known(Known::TraceParent).next().and_then(TraceParent::parse);
+        let given = head
+            .fields
+            .known(Known::TraceParent)
+            .next()
+            .and_then(TraceParent::parse);
         let span_id = || (worker.random() | 1).to_be_bytes();
         let (context, parent) = match given {
             Some(context) if !context.sampled => return None,
-            Some(context) => (TraceParent { parent: span_id(), ..context }, context.parent),
+            Some(context) => (
+                TraceParent {
+                    parent: span_id(),
+                    ..context
+                },
+                context.parent,
+            ),
             None => {
                 let point = worker.random() as f64 / u64::MAX as f64;
                 if point >= mesh.trace_sampling {
@@ -576,7 +675,11 @@ impl Span {
             }
         };
         head.fields.set("traceparent", context.format().as_bytes());
-        Some(Self { context, parent, start: SystemTime::now() })
+        Some(Self {
+            context,
+            parent,
+            start: SystemTime::now(),
+        })
     }
 
     fn finish(

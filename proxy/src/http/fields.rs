@@ -11,7 +11,6 @@ impl Span {
     fn range(self) -> std::ops::Range<usize> {
         self.start as usize..self.end as usize
     }
-
 }
 
 /// Fields with a meaning to a proxy (RFC 9110 section 7.6.1, RFC 9112).
@@ -120,7 +119,9 @@ impl Fields {
 
     /// The values of a field with a meaning.
     pub fn known(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        self.iter().filter(move |f| f.known == known).map(|f| f.value)
+        self.iter()
+            .filter(move |f| f.known == known)
+            .map(|f| f.value)
     }
 
     /// The values of a field by name, in any case.
@@ -138,7 +139,9 @@ impl Fields {
     /// Removes every field of a name.
     pub fn remove(&mut self, name: &str) {
         for index in 0..self.entries.len() {
-            let Some(entry) = self.entries.get(index) else { break };
+            let Some(entry) = self.entries.get(index) else {
+                break;
+            };
             if self.text(entry.name).eq_ignore_ascii_case(name.as_bytes())
                 && let Some(entry) = self.entries.get_mut(index)
             {
@@ -157,5 +160,4 @@ impl Fields {
     pub fn len(&self) -> usize {
         self.entries.len()
     }
-
 }

@@ -70,7 +70,6 @@ impl RequestHead {
         self.scheme_https = true;
     }
 
-
     /// The scheme.
     pub fn scheme(&self) -> &'static str {
         if self.scheme_https { "https" } else { "http" }

@@ -127,11 +127,16 @@ impl OutboundSide {
                     None if service.table.is_empty() => Some(&service.default_rule),
                     None => None,
                 };
-                let rule = rule.ok_or_else(|| LocalResponse::new(Flag::NoRoute))?.clone();
+                let rule = rule
+                    .ok_or_else(|| LocalResponse::new(Flag::NoRoute))?
+                    .clone();
                 let weights = rule.backends.iter().map(|b| b.weight);
                 let backend = pick_weighted(weights, (self.worker.random() >> 32) as u32)
                     .ok_or_else(|| LocalResponse::new(Flag::NoBackend))?;
-                let target = rule.backends.get(backend).and_then(|b| self.worker.balancer(b));
+                let target = rule
+                    .backends
+                    .get(backend)
+                    .and_then(|b| self.worker.balancer(b));
                 let target = target.ok_or_else(|| LocalResponse::new(Flag::NoBackend))?;
                 Ok(Plan {
                     backend,
@@ -154,14 +159,19 @@ impl OutboundSide {
         protocol: &'static str,
     ) -> Rc<Edge> {
         let empty: Arc<str> = "".into();
-        let route = plan.and_then(|p| p.rule.as_ref()).map_or(&empty, |r| &r.route);
+        let route = plan
+            .and_then(|p| p.rule.as_ref())
+            .map_or(&empty, |r| &r.route);
         let backend = plan.and_then(Plan::backend).map_or(&empty, |b| &b.service);
         let service = plan.map_or(&empty, |p| &p.service);
-        self.destination.edge(route, backend, endpoint, protocol, || {
-            let shared = &self.worker.shared;
-            let endpoint = endpoint.map(|e| &**e);
-            self.worker.edges.edge(outbound_key(shared, service, route, backend, endpoint, protocol))
-        })
+        self.destination
+            .edge(route, backend, endpoint, protocol, || {
+                let shared = &self.worker.shared;
+                let endpoint = endpoint.map(|e| &**e);
+                self.worker.edges.edge(outbound_key(
+                    shared, service, route, backend, endpoint, protocol,
+                ))
+            })
     }
 }
 
@@ -184,10 +194,17 @@ impl InboundSide {
     }
 
     /// Whether a configuration allows this connection, or a request on it.
-    pub fn decide(&self, inbound: &Inbound, head: Option<&RequestHead>) -> weft_policy::authorization::Verdict {
+    pub fn decide(
+        &self,
+        inbound: &Inbound,
+        head: Option<&RequestHead>,
+    ) -> weft_policy::authorization::Verdict {
         let http = head.map(|h| h as &dyn weft_policy::RequestView);
         inbound.policies.decide(&Call {
-            identity: self.peer.as_ref().and_then(|p| Identity::from_uri(p.as_str())),
+            identity: self
+                .peer
+                .as_ref()
+                .and_then(|p| Identity::from_uri(p.as_str())),
             source_ip: self.peer_ip,
             port: self.address.port(),
             http,

@@ -114,8 +114,13 @@ async fn refuse(side: &Side, leg: &mut Leg, error: &io::Error) {
     let id = format!("{:016x}", side.worker().random());
     response.send(leg, false, Version::H11, &id, true);
     let _ = poll_fn(|cx| leg.poll_finish(cx)).await;
-    let outcome = crate::telemetry::Outcome { status, grpc: None, flag: Flag::Malformed };
-    side.edge(None, None, "http").request(outcome, Duration::ZERO);
+    let outcome = crate::telemetry::Outcome {
+        status,
+        grpc: None,
+        flag: Flag::Malformed,
+    };
+    side.edge(None, None, "http")
+        .request(outcome, Duration::ZERO);
 }
 
 /// Ends the sending side and reads on for a moment, so that the last answer is
@@ -148,7 +153,11 @@ pub async fn serve_h2(side: Rc<Side>, io: Io, initial: Vec<u8>, dialect: Dialect
         tokio::task::spawn_local(answer(side, stream, head));
     });
     let leaving = async {
-        if phase.wait_for(|phase| *phase >= Phase::Draining).await.is_ok() {
+        if phase
+            .wait_for(|phase| *phase >= Phase::Draining)
+            .await
+            .is_ok()
+        {
             connection.announce_shutdown();
             tokio::time::sleep(GRACE).await;
             connection.shutdown();

@@ -276,7 +276,11 @@ impl WorkerEdges {
             return edge.clone();
         }
         let key = if edges.len() >= MAX_EDGES {
-            Arc::new(EdgeKey { outbound: key.outbound, protocol: key.protocol, ..EdgeKey::default() })
+            Arc::new(EdgeKey {
+                outbound: key.outbound,
+                protocol: key.protocol,
+                ..EdgeKey::default()
+            })
         } else {
             Arc::new(key)
         };
@@ -336,7 +340,10 @@ impl Registry {
     pub fn totals(&self) -> Vec<(Arc<EdgeKey>, Counts)> {
         let mut edges = self.lock();
         edges.retain(|_, total| total.changed.elapsed() < EXPIRY);
-        edges.iter().map(|(key, total)| (key.clone(), total.counts.clone())).collect()
+        edges
+            .iter()
+            .map(|(key, total)| (key.clone(), total.counts.clone()))
+            .collect()
     }
 
     /// What was counted since the last report.
@@ -347,7 +354,8 @@ impl Registry {
             .map(|(key, total)| (key, std::mem::take(&mut total.unreported)))
             .map(|(key, counts)| report(key, &counts))
             .filter(|r| {
-                r.requests + r.connections + r.denied + r.sent_bytes + r.received_bytes + r.retries > 0
+                r.requests + r.connections + r.denied + r.sent_bytes + r.received_bytes + r.retries
+                    > 0
             })
             .collect()
     }

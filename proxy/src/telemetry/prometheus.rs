@@ -9,19 +9,31 @@ use super::{Counts, EdgeKey, Histogram, Outcome};
 /// Bounds of `http.*.request.duration` in the semantic conventions, and three
 /// below them: calls within a cluster are fast.
 const BOUNDS: [f64; 17] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
+    7.5, 10.0,
 ];
 
 /// A counter or gauge without labels.
 pub fn put_single(out: &mut String, name: &str, kind: &str, help: &str, value: f64) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    let _ = writeln!(
+        out,
+        "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
+    );
 }
 
 /// Writes all edges.
 pub fn put_edges(out: &mut String, totals: &[(std::sync::Arc<EdgeKey>, Counts)]) {
     for (outbound, name, help) in [
-        (false, "http_server_request_duration_seconds", "Duration of requests to this workload."),
-        (true, "http_client_request_duration_seconds", "Duration of requests from this workload."),
+        (
+            false,
+            "http_server_request_duration_seconds",
+            "Duration of requests to this workload.",
+        ),
+        (
+            true,
+            "http_client_request_duration_seconds",
+            "Duration of requests from this workload.",
+        ),
     ] {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
         for (key, counts) in totals.iter().filter(|(key, _)| key.outbound == outbound) {
@@ -33,12 +45,32 @@ pub fn put_edges(out: &mut String, totals: &[(std::sync::Arc<EdgeKey>, Counts)])
     }
     type Read = fn(&Counts) -> u64;
     let counters: [(&str, &str, Read); 6] = [
-        ("weft_request_retries_total", "Requests sent again.", |c| c.retries),
-        ("weft_connections_opened_total", "Connections opened.", |c| c.connections),
-        ("weft_sent_bytes_total", "Bytes sent to the callee.", |c| c.sent_bytes),
-        ("weft_received_bytes_total", "Bytes received from the callee.", |c| c.received_bytes),
-        ("weft_policy_would_deny_total", "Calls that a policy in dry run would deny.", |c| c.would_deny),
-        ("weft_connections_denied_total", "Connections refused by policy.", |c| c.denied_connections),
+        ("weft_request_retries_total", "Requests sent again.", |c| {
+            c.retries
+        }),
+        (
+            "weft_connections_opened_total",
+            "Connections opened.",
+            |c| c.connections,
+        ),
+        ("weft_sent_bytes_total", "Bytes sent to the callee.", |c| {
+            c.sent_bytes
+        }),
+        (
+            "weft_received_bytes_total",
+            "Bytes received from the callee.",
+            |c| c.received_bytes,
+        ),
+        (
+            "weft_policy_would_deny_total",
+            "Calls that a policy in dry run would deny.",
+            |c| c.would_deny,
+        ),
+        (
+            "weft_connections_denied_total",
+            "Connections refused by policy.",
+            |c| c.denied_connections,
+        ),
     ];
     for (name, help, read) in counters {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
@@ -51,7 +83,10 @@ pub fn put_edges(out: &mut String, totals: &[(std::sync::Arc<EdgeKey>, Counts)])
 fn edge_labels(key: &EdgeKey) -> String {
     let mut out = String::with_capacity(256);
     let pairs: [(&str, &str); 11] = [
-        ("direction", if key.outbound { "outbound" } else { "inbound" }),
+        (
+            "direction",
+            if key.outbound { "outbound" } else { "inbound" },
+        ),
         ("source_workload", &key.source),
         ("source_namespace", &key.source_namespace),
         ("source_identity", &key.source_identity),

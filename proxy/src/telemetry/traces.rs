@@ -54,7 +54,12 @@ impl TraceParent {
     /// The field's value.
     pub fn format(&self) -> String {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        format!("00-{}-{}-{:02x}", hex(&self.trace), hex(&self.parent), u8::from(self.sampled))
+        format!(
+            "00-{}-{}-{:02x}",
+            hex(&self.trace),
+            hex(&self.parent),
+            u8::from(self.sampled)
+        )
     }
 }
 
@@ -155,7 +160,10 @@ async fn send(
         let channel = tonic::transport::Endpoint::from_shared(endpoint.to_owned())?
             .connect_timeout(Duration::from_secs(3))
             .timeout(Duration::from_secs(5));
-        *client = Some((endpoint.to_owned(), TraceServiceClient::new(channel.connect().await?)));
+        *client = Some((
+            endpoint.to_owned(),
+            TraceServiceClient::new(channel.connect().await?),
+        ));
     }
     if let Some((_, client)) = client {
         client.export(request).await?;
@@ -195,14 +203,19 @@ fn request(shared: &Shared, spans: Vec<Span>) -> ExportTraceServiceRequest {
     ExportTraceServiceRequest {
         resource_spans: vec![ResourceSpans {
             resource: Some(resource),
-            scope_spans: vec![ScopeSpans { scope: Some(scope), spans, ..Default::default() }],
+            scope_spans: vec![ScopeSpans {
+                scope: Some(scope),
+                spans,
+                ..Default::default()
+            }],
             ..Default::default()
         }],
     }
 }
 
 fn nanos(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos() as u64)
 }
 
 fn encode(span: FinishedSpan) -> Span {
@@ -213,13 +226,19 @@ fn encode(span: FinishedSpan) -> Span {
         attributes.push(attribute("http.response.status_code", status));
     }
     if let Some(code) = span.outcome.grpc {
-        attributes.push(attribute("rpc.grpc.status_code", any_value::Value::IntValue(code.into())));
+        attributes.push(attribute(
+            "rpc.grpc.status_code",
+            any_value::Value::IntValue(code.into()),
+        ));
     }
     if let Some(edge) = &span.edge {
         attributes.push(text("weft.source.workload", &edge.source));
         attributes.push(text("weft.source.identity", &edge.source_identity));
         attributes.push(text("weft.destination.workload", &edge.destination));
-        attributes.push(text("weft.destination.identity", &edge.destination_identity));
+        attributes.push(text(
+            "weft.destination.identity",
+            &edge.destination_identity,
+        ));
         attributes.push(text("weft.route", &edge.route));
         attributes.push(text("server.address", &edge.service));
     }
@@ -230,14 +249,26 @@ fn encode(span: FinishedSpan) -> Span {
     Span {
         trace_id: span.context.trace.to_vec(),
         span_id: span.context.parent.to_vec(),
-        parent_span_id: if span.parent == [0; 8] { Vec::new() } else { span.parent.to_vec() },
+        parent_span_id: if span.parent == [0; 8] {
+            Vec::new()
+        } else {
+            span.parent.to_vec()
+        },
         name: span.name,
-        kind: if outbound { SpanKind::Client } else { SpanKind::Server } as i32,
+        kind: if outbound {
+            SpanKind::Client
+        } else {
+            SpanKind::Server
+        } as i32,
         start_time_unix_nano: nanos(span.start),
         end_time_unix_nano: nanos(span.start + span.took),
         attributes,
         status: Some(Status {
-            code: if failed { StatusCode::Error } else { StatusCode::Unset } as i32,
+            code: if failed {
+                StatusCode::Error
+            } else {
+                StatusCode::Unset
+            } as i32,
             ..Default::default()
         }),
         ..Default::default()
@@ -268,6 +299,9 @@ mod tests {
         ] {
             assert_eq!(TraceParent::parse(text.as_bytes()), None, "{text}");
         }
-        assert!(TraceParent::parse(b"cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what").is_some());
+        assert!(
+            TraceParent::parse(b"cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what")
+                .is_some()
+        );
     }
 }

@@ -70,19 +70,27 @@ impl Balancer {
             }
         }
         let left: Vec<&Rc<LocalEndpoint>> = local.iter().filter(untried).collect();
-        let available: Vec<_> = left.iter().copied().filter(|e| e.is_available(now)).collect();
-        let among = if available.is_empty() { left } else { available };
+        let available: Vec<_> = left
+            .iter()
+            .copied()
+            .filter(|e| e.is_available(now))
+            .collect();
+        let among = if available.is_empty() {
+            left
+        } else {
+            available
+        };
         let a = among.get(worker.random_below(among.len()))?;
         let b = among.get(worker.random_below(among.len()))?;
         let best = if a.cost() <= b.cost() { a } else { b };
         Some(Rc::clone(best))
     }
 
-
     /// A request: the budget for retries grows.
     pub fn deposit(&self) {
         self.used.set(Instant::now());
-        self.budget.set((self.budget.get() + BUDGET_PER_REQUEST).min(BUDGET_MAX));
+        self.budget
+            .set((self.budget.get() + BUDGET_PER_REQUEST).min(BUDGET_MAX));
     }
 
     /// Whether there was a request in the last while.
@@ -93,7 +101,9 @@ impl Balancer {
     /// Whether one more retry may be made.
     pub fn withdraw(&self) -> bool {
         let now = Instant::now();
-        let elapsed = now.duration_since(self.budget_at.replace(now)).as_secs_f64();
+        let elapsed = now
+            .duration_since(self.budget_at.replace(now))
+            .as_secs_f64();
         let budget = (self.budget.get() + elapsed * BUDGET_PER_SECOND).min(BUDGET_MAX);
         let granted = budget >= 1.0;
         self.budget.set(if granted { budget - 1.0 } else { budget });

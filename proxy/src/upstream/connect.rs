@@ -75,7 +75,9 @@ pub async fn connect_mesh(
 ) -> Result<Io, ConnectError> {
     let tls = shared.tls.load_full().ok_or(ConnectError::NoCertificate)?;
     let identity = |e: String| ConnectError::Identity(address, peer.to_string(), e);
-    let config: Arc<ClientConfig> = tls.client(peer, http).map_err(|e| identity(e.to_string()))?;
+    let config: Arc<ClientConfig> = tls
+        .client(peer, http)
+        .map_err(|e| identity(e.to_string()))?;
     let tcp = connect_tcp(address, &crate::worker::own_addresses()).await?;
     let io = within(Io::connect_tls(tcp, address.ip(), config))
         .await

@@ -96,13 +96,20 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let endpoint = &self.endpoint;
-        endpoint.in_flight.set(endpoint.in_flight.get().saturating_sub(1));
+        endpoint
+            .in_flight
+            .set(endpoint.in_flight.get().saturating_sub(1));
     }
 }
 
 impl LocalEndpoint {
     /// An endpoint without connections.
-    pub fn new(address: SocketAddr, identity: Option<SpiffeId>, workload: &str, namespace: &str) -> Rc<Self> {
+    pub fn new(
+        address: SocketAddr,
+        identity: Option<SpiffeId>,
+        workload: &str,
+        namespace: &str,
+    ) -> Rc<Self> {
         Rc::new(Self {
             address,
             identity,
@@ -193,7 +200,9 @@ impl LocalEndpoint {
         let attempt = {
             let mut mesh = self.mesh.borrow_mut();
             match &*mesh {
-                Mesh::Ready(connection, of) if connection.can_open().is_ok() && *of == generation => {
+                Mesh::Ready(connection, of)
+                    if connection.can_open().is_ok() && *of == generation =>
+                {
                     return Ok(connection.clone());
                 }
                 Mesh::Connecting(attempt) => attempt.clone(),
@@ -205,7 +214,12 @@ impl LocalEndpoint {
                     }
                     let attempt = Rc::new(Attempt::default());
                     *mesh = Mesh::Connecting(attempt.clone());
-                    self.spawn_connect(shared.clone(), identity.clone(), generation, attempt.clone());
+                    self.spawn_connect(
+                        shared.clone(),
+                        identity.clone(),
+                        generation,
+                        attempt.clone(),
+                    );
                     attempt
                 }
             }
@@ -218,7 +232,10 @@ impl LocalEndpoint {
         }
         match &*self.mesh.borrow() {
             Mesh::Ready(connection, _) => Ok(connection.clone()),
-            _ => Err(ConnectError::Unreachable(self.address, "the connection was lost".into())),
+            _ => Err(ConnectError::Unreachable(
+                self.address,
+                "the connection was lost".into(),
+            )),
         }
     }
 
@@ -290,12 +307,18 @@ impl LocalEndpoint {
                 break;
             }
             if !message.io.is_stale() {
-                return Ok(Link::H1 { message, reused: true });
+                return Ok(Link::H1 {
+                    message,
+                    reused: true,
+                });
             }
         }
         let io = connect_plain(self.address).await?;
         let message = Box::new(Message::new(io));
-        Ok(Link::H1 { message, reused: false })
+        Ok(Link::H1 {
+            message,
+            reused: false,
+        })
     }
 
     /// The one that was used last: the others may go.

@@ -58,7 +58,11 @@ impl Reader {
     pub fn new(framing: Framing) -> Self {
         Self {
             framing,
-            left: if let Framing::Length(length) = framing { length } else { 0 },
+            left: if let Framing::Length(length) = framing {
+                length
+            } else {
+                0
+            },
             chunk: Chunk::Size,
             ended: framing == Framing::None,
         }
@@ -91,7 +95,11 @@ impl Reader {
                     self.ended = true;
                     return Ok(Found::End(0, None));
                 }
-                Ok(if n == 0 { Found::More(0) } else { Found::Data(0..n) })
+                Ok(if n == 0 {
+                    Found::More(0)
+                } else {
+                    Found::Data(0..n)
+                })
             }
             Framing::Chunked => self.next_chunk(bytes, max),
         }
@@ -103,7 +111,9 @@ impl Reader {
             let rest = bytes.get(used..).unwrap_or_default();
             match self.chunk {
                 Chunk::Size => {
-                    let Some(line) = line(rest)? else { return Ok(Found::More(used)) };
+                    let Some(line) = line(rest)? else {
+                        return Ok(Found::More(used));
+                    };
                     used += line.len() + 2;
                     self.chunk = match chunk_size(line)? {
                         0 => Chunk::Trailers,
@@ -144,9 +154,16 @@ impl Reader {
 /// A line without its CRLF. A bare LF or CR is not accepted here.
 fn line(bytes: &[u8]) -> Result<Option<&[u8]>, ChunkError> {
     let Some(end) = bytes.iter().position(|&b| b == b'\n') else {
-        return if bytes.len() > MAX_LINE { Err(ChunkError) } else { Ok(None) };
+        return if bytes.len() > MAX_LINE {
+            Err(ChunkError)
+        } else {
+            Ok(None)
+        };
     };
-    let line = bytes.get(..end).and_then(|l| l.strip_suffix(b"\r")).ok_or(ChunkError)?;
+    let line = bytes
+        .get(..end)
+        .and_then(|l| l.strip_suffix(b"\r"))
+        .ok_or(ChunkError)?;
     if line.len() > MAX_LINE || line.contains(&b'\r') {
         return Err(ChunkError);
     }
@@ -159,7 +176,8 @@ fn chunk_size(line: &[u8]) -> Result<u64, ChunkError> {
     let digits = digits.trim_ascii_end();
     let fine = (1..=15).contains(&digits.len()) && digits.iter().all(u8::is_ascii_hexdigit);
     let text = std::str::from_utf8(digits).ok().filter(|_| fine);
-    text.and_then(|t| u64::from_str_radix(t, 16).ok()).ok_or(ChunkError)
+    text.and_then(|t| u64::from_str_radix(t, 16).ok())
+        .ok_or(ChunkError)
 }
 
 fn trailers(bytes: &[u8]) -> Result<Option<(usize, Option<Fields>)>, ChunkError> {
@@ -190,7 +208,11 @@ pub struct Writer {
 impl Writer {
     /// At the start of a body.
     pub fn new(framing: Framing) -> Self {
-        let left = if let Framing::Length(length) = framing { length } else { 0 };
+        let left = if let Framing::Length(length) = framing {
+            length
+        } else {
+            0
+        };
         Self { framing, left }
     }
 

@@ -92,7 +92,8 @@ impl Message {
                 Some((length, head)) => (length, Some(head)),
                 None => (0, None),
             };
-            self.input.extend_from_slice(bytes.get(length..).unwrap_or_default());
+            self.input
+                .extend_from_slice(bytes.get(length..).unwrap_or_default());
             return Ok(head.map_or(HeadIn::More, HeadIn::Head));
         }
         self.input.extend_from_slice(bytes);
@@ -201,7 +202,8 @@ impl Message {
             Found::End(used, trailers) => (used, Some(BodyEvent::End(trailers))),
             Found::More(used) => (used, None),
         };
-        self.input.extend_from_slice(bytes.get(used..).unwrap_or_default());
+        self.input
+            .extend_from_slice(bytes.get(used..).unwrap_or_default());
         Ok(event)
     }
 
@@ -228,7 +230,10 @@ impl Message {
     pub fn send_data(&mut self, data: &[u8]) -> io::Result<()> {
         match self.writer.put(&mut self.out, data) {
             true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::InvalidData, "a longer body than announced")),
+            false => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a longer body than announced",
+            )),
         }
     }
 
@@ -236,7 +241,10 @@ impl Message {
     pub fn send_end(&mut self, trailers: Option<&Fields>) -> io::Result<()> {
         match self.writer.end(&mut self.out, trailers) {
             true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::InvalidData, "a shorter body than announced")),
+            false => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a shorter body than announced",
+            )),
         }
     }
 

@@ -40,7 +40,15 @@ impl HeadError {
 /// Whether bytes start as an HTTP/1 request does; `None`: too few to tell.
 pub fn looks_like_request(bytes: &[u8]) -> Option<bool> {
     const METHODS: [&[u8]; 9] = [
-        b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH ",
+        b"GET ",
+        b"HEAD ",
+        b"POST ",
+        b"PUT ",
+        b"DELETE ",
+        b"CONNECT ",
+        b"OPTIONS ",
+        b"TRACE ",
+        b"PATCH ",
     ];
     if bytes.is_empty() {
         return None;
@@ -63,14 +71,22 @@ pub fn looks_like_request(bytes: &[u8]) -> Option<bool> {
         let line = line.trim_ascii_end();
         return Some(line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0"));
     }
-    if line.len() > 8 * 1024 { Some(false) } else { None }
+    if line.len() > 8 * 1024 {
+        Some(false)
+    } else {
+        None
+    }
 }
 
 fn bad(error: httparse::Error) -> HeadError {
     match error {
         httparse::Error::TooManyHeaders => HeadError::TooLarge,
-        httparse::Error::HeaderName => HeadError::Bad("a field's name has characters that are not allowed"),
-        httparse::Error::HeaderValue => HeadError::Bad("a field's value has characters that are not allowed"),
+        httparse::Error::HeaderName => {
+            HeadError::Bad("a field's name has characters that are not allowed")
+        }
+        httparse::Error::HeaderValue => {
+            HeadError::Bad("a field's value has characters that are not allowed")
+        }
         httparse::Error::Version => HeadError::Bad("the HTTP version is not known"),
         _ => HeadError::Bad("this is not HTTP/1"),
     }
@@ -84,14 +100,24 @@ pub fn parse_request(
 ) -> Result<Option<(usize, Framing)>, HeadError> {
     let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
-    let status = request.parse_with_uninit_headers(bytes, &mut headers).map_err(bad)?;
+    let status = request
+        .parse_with_uninit_headers(bytes, &mut headers)
+        .map_err(bad)?;
     let httparse::Status::Complete(length) = status else {
-        return if bytes.len() > MAX_HEAD { Err(HeadError::TooLarge) } else { Ok(None) };
+        return if bytes.len() > MAX_HEAD {
+            Err(HeadError::TooLarge)
+        } else {
+            Ok(None)
+        };
     };
     if length > MAX_HEAD {
         return Err(HeadError::TooLarge);
     }
-    head.version = if request.version == Some(1) { Version::H11 } else { Version::H10 };
+    head.version = if request.version == Some(1) {
+        Version::H11
+    } else {
+        Version::H10
+    };
     head.set_method(request.method.unwrap_or_default().as_bytes());
     let mut host: Option<&[u8]> = None;
     for header in request.headers.iter() {
@@ -119,7 +145,10 @@ fn set_target(head: &mut RequestHead, target: &[u8], host: &[u8]) -> Result<(), 
     if head.method_bytes() == b"CONNECT" {
         authority = target;
     } else if let Some(rest) = strip_scheme(target) {
-        let end = rest.iter().position(|b| b"/?".contains(b)).unwrap_or(rest.len());
+        let end = rest
+            .iter()
+            .position(|b| b"/?".contains(b))
+            .unwrap_or(rest.len());
         let (host, path) = rest.split_at(end);
         authority = host;
         match path.first() {
@@ -131,7 +160,9 @@ fn set_target(head: &mut RequestHead, target: &[u8], host: &[u8]) -> Result<(), 
         head.set_target(target).map_err(path_error)?;
     }
     if !crate::http::h2_authority(authority) {
-        return Err(HeadError::Bad("the host has characters that are not allowed"));
+        return Err(HeadError::Bad(
+            "the host has characters that are not allowed",
+        ));
     }
     head.set_authority(authority);
     Ok(())
@@ -174,7 +205,9 @@ fn is_chunked(fields: &Fields) -> Result<bool, HeadError> {
 
 fn request_framing(fields: &Fields, version: Version) -> Result<Framing, HeadError> {
     match (is_chunked(fields)?, content_length(fields)?) {
-        (true, Some(_)) => Err(HeadError::Bad("both Content-Length and Transfer-Encoding are given")),
+        (true, Some(_)) => Err(HeadError::Bad(
+            "both Content-Length and Transfer-Encoding are given",
+        )),
         (true, None) if version == Version::H10 => {
             Err(HeadError::Bad("Transfer-Encoding is not of HTTP/1.0"))
         }
@@ -196,9 +229,17 @@ pub fn parse_response(
         .parse_response_with_uninit_headers(&mut response, bytes, &mut headers)
         .map_err(bad)?;
     let httparse::Status::Complete(length) = status else {
-        return if bytes.len() > MAX_HEAD { Err(HeadError::TooLarge) } else { Ok(None) };
+        return if bytes.len() > MAX_HEAD {
+            Err(HeadError::TooLarge)
+        } else {
+            Ok(None)
+        };
     };
-    head.version = if response.version == Some(1) { Version::H11 } else { Version::H10 };
+    head.version = if response.version == Some(1) {
+        Version::H11
+    } else {
+        Version::H10
+    };
     head.status = response.code.unwrap_or_default();
     if !(100..600).contains(&head.status) {
         return Err(HeadError::Bad("the status is not one of HTTP"));
@@ -216,7 +257,9 @@ fn response_framing(head: &ResponseHead, request_method: &[u8]) -> Result<Framin
     let chunked = is_chunked(&head.fields)?;
     let length = content_length(&head.fields)?;
     if chunked && length.is_some() {
-        return Err(HeadError::Bad("both Content-Length and Transfer-Encoding are given"));
+        return Err(HeadError::Bad(
+            "both Content-Length and Transfer-Encoding are given",
+        ));
     }
     if head.status == 101 || (request_method == b"CONNECT" && (200..300).contains(&head.status)) {
         return Ok(Framing::UntilClose);
@@ -300,16 +343,26 @@ mod tests {
     #[test]
     fn the_absolute_form_names_the_host() {
         let mut head = RequestHead::default();
-        parse_request(b"GET http://a.example:81?q HTTP/1.1\r\nHost: b\r\n\r\n", &mut head).unwrap();
+        parse_request(
+            b"GET http://a.example:81?q HTTP/1.1\r\nHost: b\r\n\r\n",
+            &mut head,
+        )
+        .unwrap();
         assert_eq!(head.authority_bytes(), b"a.example:81");
-        assert_eq!((head.path_bytes(), head.query_bytes()), (&b"/"[..], Some(&b"q"[..])));
+        assert_eq!(
+            (head.path_bytes(), head.query_bytes()),
+            (&b"/"[..], Some(&b"q"[..]))
+        );
     }
 
     #[test]
     fn a_head_without_end_is_bounded() {
         let endless = format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(MAX_HEAD));
         assert_eq!(request(&endless), Err(HeadError::TooLarge));
-        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: 1\r\n".repeat(200));
+        let many = format!(
+            "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+            "X: 1\r\n".repeat(200)
+        );
         assert_eq!(request(&many), Err(HeadError::TooLarge));
     }
 

@@ -52,7 +52,11 @@ pub fn put_response(
         _ => b"HTTP/1.1 ",
     };
     out.extend_from_slice(version);
-    let digits = [head.status / 100 % 10, head.status / 10 % 10, head.status % 10];
+    let digits = [
+        head.status / 100 % 10,
+        head.status / 10 % 10,
+        head.status % 10,
+    ];
     out.extend(digits.map(|d| b'0' + d as u8));
     out.push(b' ');
     match head.reason() {

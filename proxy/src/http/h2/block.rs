@@ -95,7 +95,9 @@ fn is_value(value: &[u8]) -> bool {
     let blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
     !blank(value.first())
         && !blank(value.last())
-        && value.iter().all(|&b| b == b'\t' || (b >= b' ' && b != 0x7f))
+        && value
+            .iter()
+            .all(|&b| b == b'\t' || (b >= b' ' && b != 0x7f))
 }
 
 /// Section 8.2.2.
@@ -115,7 +117,13 @@ pub fn parse_request(
 ) -> Result<RequestHead, BlockError> {
     let mut parsed = parse(decoder, block, dialect)?;
     let fields = std::mem::take(&mut parsed.fields);
-    let Parsed { method: Some(method), status: None, reason: None, .. } = &parsed else {
+    let Parsed {
+        method: Some(method),
+        status: None,
+        reason: None,
+        ..
+    } = &parsed
+    else {
         return Err(BlockError::Malformed);
     };
     let connect = method == b"CONNECT";
@@ -157,7 +165,8 @@ pub fn parse_request(
 
 /// A host and port without userinfo; bytes that end a host elsewhere are refused.
 pub fn is_authority(text: &[u8]) -> bool {
-    text.iter().all(|&b| b > b' ' && b < 0x7f && !b"@/?#\\<>\"{}|^`".contains(&b))
+    text.iter()
+        .all(|&b| b > b' ' && b < 0x7f && !b"@/?#\\<>\"{}|^`".contains(&b))
 }
 
 /// Reads a response's head (section 8.3.2).
@@ -167,8 +176,14 @@ pub fn parse_response(
     dialect: Dialect,
 ) -> Result<ResponseHead, BlockError> {
     let parsed = parse(decoder, block, dialect)?;
-    let Parsed { status: Some(status), method: None, path: None, scheme: None, authority: None, .. } =
-        &parsed
+    let Parsed {
+        status: Some(status),
+        method: None,
+        path: None,
+        scheme: None,
+        authority: None,
+        ..
+    } = &parsed
     else {
         return Err(BlockError::Malformed);
     };
@@ -254,8 +269,15 @@ fn put_path(out: &mut Vec<u8>, head: &RequestHead) {
 
 /// Writes a response's head.
 pub fn put_response(out: &mut Vec<u8>, head: &ResponseHead, dialect: Dialect) {
-    const INDEXED: [(u16, u8); 7] =
-        [(200, 8), (204, 9), (206, 10), (304, 11), (400, 12), (404, 13), (500, 14)];
+    const INDEXED: [(u16, u8); 7] = [
+        (200, 8),
+        (204, 9),
+        (206, 10),
+        (304, 11),
+        (400, 12),
+        (404, 13),
+        (500, 14),
+    ];
     match INDEXED.iter().find(|(status, _)| *status == head.status) {
         Some((_, index)) => put_indexed(out, *index),
         None => put_named(out, 8, head.status.to_string().as_bytes()),

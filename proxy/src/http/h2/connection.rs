@@ -221,7 +221,9 @@ impl Connection {
         }));
         state.streams.insert(id, stream.clone());
         let dialect = state.dialect;
-        frame::put_headers(&mut state.out, id, end, |out| block::put_request(out, head, dialect));
+        frame::put_headers(&mut state.out, id, end, |out| {
+            block::put_request(out, head, dialect)
+        });
         state.wake_driver();
         Ok(Stream {
             connection: self.clone(),
@@ -232,7 +234,11 @@ impl Connection {
     /// Whether a stream can be opened now.
     pub fn can_open(&self) -> Result<(), OpenError> {
         let state = self.state.borrow();
-        if state.closed || state.closing || state.goaway.is_some() || state.next_stream > LAST_STREAM {
+        if state.closed
+            || state.closing
+            || state.goaway.is_some()
+            || state.next_stream > LAST_STREAM
+        {
             Err(OpenError::Closed)
         } else if state.streams.len() >= state.peer_max_streams as usize {
             Err(OpenError::Full)
@@ -240,7 +246,6 @@ impl Connection {
             Ok(())
         }
     }
-
 
     /// Says that no further streams are wanted, without refusing any that are
     /// on their way (first phase of RFC 9113 section 6.8).
@@ -311,14 +316,18 @@ impl Connection {
     pub(super) fn put_trailers(&self, id: u32, fields: &Fields) {
         let mut state = self.state.borrow_mut();
         let dialect = state.dialect;
-        frame::put_headers(&mut state.out, id, true, |out| block::put_fields(out, fields, dialect));
+        frame::put_headers(&mut state.out, id, true, |out| {
+            block::put_fields(out, fields, dialect)
+        });
         state.wake_driver();
     }
 
     pub(super) fn put_response(&self, id: u32, head: &ResponseHead, end: bool) {
         let mut state = self.state.borrow_mut();
         let dialect = state.dialect;
-        frame::put_headers(&mut state.out, id, end, |out| block::put_response(out, head, dialect));
+        frame::put_headers(&mut state.out, id, end, |out| {
+            block::put_response(out, head, dialect)
+        });
         state.wake_driver();
     }
 
@@ -403,7 +412,11 @@ impl State {
         let goaway = self.goaway;
         for (id, stream) in self.streams.drain() {
             let unseen = goaway.is_some_and(|last| id > last) && self.role == Role::Client;
-            let error = if unseen { StreamError::Refused } else { StreamError::Lost };
+            let error = if unseen {
+                StreamError::Refused
+            } else {
+                StreamError::Lost
+            };
             let mut stream = stream.borrow_mut();
             if !stream.receive_ended {
                 stream.fail(error);
@@ -437,7 +450,10 @@ pub async fn drive(
         result = poll_fn(|cx| driver.poll(cx, &mut io, &mut on_request)).await;
     }
     // A GOAWAY that says why is still sent.
-    let mut driver = Driver { last_words: true, ..driver };
+    let mut driver = Driver {
+        last_words: true,
+        ..driver
+    };
     let _ = tokio::time::timeout(
         Duration::from_secs(1),
         poll_fn(|cx| driver.poll_send(cx, &mut io)),
@@ -487,7 +503,9 @@ impl Driver<'_> {
                     put_back(scratch);
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Ok(n)) => self.take_in(scratch.get(..n).unwrap_or_default(), on_request),
+                Poll::Ready(Ok(n)) => {
+                    self.take_in(scratch.get(..n).unwrap_or_default(), on_request)
+                }
             };
             put_back(scratch);
             if let Err(e) = outcome {
@@ -501,7 +519,8 @@ impl Driver<'_> {
 
     fn is_done(&self) -> bool {
         let state = self.connection.state.borrow();
-        let nothing_left = state.streams.is_empty() && state.out.is_empty() && self.sending.is_empty();
+        let nothing_left =
+            state.streams.is_empty() && state.out.is_empty() && self.sending.is_empty();
         let peer_leaves = state.goaway.is_some() && state.role == Role::Client;
         state.closed || ((state.closing || peer_leaves) && nothing_left)
     }

@@ -143,7 +143,12 @@ pub fn put_data(out: &mut Vec<u8>, stream: u32, payload: &[u8], end: bool) {
 
 /// Appends a field block, written by `write`, as HEADERS and as many
 /// CONTINUATION frames as it takes.
-pub fn put_headers(out: &mut Vec<u8>, stream: u32, end_stream: bool, write: impl FnOnce(&mut Vec<u8>)) {
+pub fn put_headers(
+    out: &mut Vec<u8>,
+    stream: u32,
+    end_stream: bool,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
     let start = out.len();
     put_head(out, 0, kind::HEADERS, 0, stream);
     write(out);

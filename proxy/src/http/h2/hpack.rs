@@ -97,7 +97,9 @@ impl Decoder {
             return Ok((name, value));
         }
         let entry = self.dynamic.get(index - STATIC.len());
-        entry.map(|(n, v)| (n.as_slice(), v.as_slice())).ok_or(DecodeError)
+        entry
+            .map(|(n, v)| (n.as_slice(), v.as_slice()))
+            .ok_or(DecodeError)
     }
 
     fn insert(&mut self, name: Vec<u8>, value: Vec<u8>) {
@@ -112,7 +114,9 @@ impl Decoder {
     /// Makes room for `more` bytes (section 4.4).
     fn evict(&mut self, more: usize) {
         while self.size + more > self.capacity {
-            let Some((name, value)) = self.dynamic.pop_back() else { break };
+            let Some((name, value)) = self.dynamic.pop_back() else {
+                break;
+            };
             self.size -= name.len() + value.len() + 32;
         }
     }
@@ -172,7 +176,11 @@ fn text(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
         }
     }
     let accepted = table.accepting.get(node as usize).copied();
-    if accepted == Some(true) { Ok(()) } else { Err(DecodeError) }
+    if accepted == Some(true) {
+        Ok(())
+    } else {
+        Err(DecodeError)
+    }
 }
 
 /// Appends a field as a literal that is not indexed (section 6.2.2).
@@ -233,7 +241,9 @@ mod tests {
             .collect();
         let mut fields = Vec::new();
         let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
-        decoder.decode(&block, |n, v| fields.push((text(n), text(v)))).unwrap();
+        decoder
+            .decode(&block, |n, v| fields.push((text(n), text(v))))
+            .unwrap();
         fields
     }
 
@@ -245,7 +255,10 @@ mod tests {
         let second = decode(&mut decoder, "828684be5886a8eb10649cbf");
         assert_eq!(second[3].1, "www.example.com");
         assert_eq!(second[4], ("cache-control".into(), "no-cache".into()));
-        let third = decode(&mut decoder, "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf");
+        let third = decode(
+            &mut decoder,
+            "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
+        );
         assert_eq!(third[4], ("custom-key".into(), "custom-value".into()));
     }
 
@@ -253,7 +266,10 @@ mod tests {
     fn entries_leave_the_table_as_it_fills() {
         // RFC 7541 appendix C.6: a table of 256 bytes.
         let mut decoder = Decoder::new(256);
-        decode(&mut decoder, "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad171863c78f0b97c8e9ae82ae43d3");
+        decode(
+            &mut decoder,
+            "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad171863c78f0b97c8e9ae82ae43d3",
+        );
         let second = decode(&mut decoder, "4883640effc1c0bf");
         assert_eq!(second[0], (":status".into(), "307".into()));
         assert_eq!(second[3].1, "https://www.example.com");
@@ -262,15 +278,18 @@ mod tests {
     #[test]
     fn what_is_not_hpack_is_refused() {
         for block in [
-            &[0x80u8][..],                    // index 0
+            &[0x80u8][..],                         // index 0
             &[0xff, 0xff, 0xff, 0xff, 0xff, 0x0f], // an integer without end
-            &[0xbe],                          // an empty dynamic table
-            &[0x82, 0x20],                    // a size update within the block
-            &[0x3f, 0xff, 0xff, 0x7f],        // a table larger than allowed
-            &[0x00, 0x85, 1],                 // a text cut short
-            &[0x00, 0x81, 0xff, 0x00],        // eight ones: EOS padding too long
+            &[0xbe],                               // an empty dynamic table
+            &[0x82, 0x20],                         // a size update within the block
+            &[0x3f, 0xff, 0xff, 0x7f],             // a table larger than allowed
+            &[0x00, 0x85, 1],                      // a text cut short
+            &[0x00, 0x81, 0xff, 0x00],             // eight ones: EOS padding too long
         ] {
-            assert!(Decoder::new(4096).decode(block, |_, _| ()).is_err(), "{block:x?}");
+            assert!(
+                Decoder::new(4096).decode(block, |_, _| ()).is_err(),
+                "{block:x?}"
+            );
         }
     }
 

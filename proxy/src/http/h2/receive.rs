@@ -45,7 +45,9 @@ pub(super) fn frames(
     let mut used = 0;
     connection.state.borrow_mut().last_read = Instant::now();
     if !connection.state.borrow().preface_seen {
-        let start = input.get(..PREFACE.len().min(input.len())).unwrap_or_default();
+        let start = input
+            .get(..PREFACE.len().min(input.len()))
+            .unwrap_or_default();
         if !PREFACE.starts_with(start) {
             return Err(fail(connection, ErrorCode::ProtocolError));
         }
@@ -129,7 +131,11 @@ fn handle(connection: &Rc<Connection>, head: FrameHead, payload: &[u8]) -> Handl
 /// Whether the peer, or we, have never used this stream.
 fn is_idle(state: &State, id: u32) -> bool {
     let ours = (id % 2 == 1) == (state.role == Role::Client);
-    if ours { id >= state.next_stream } else { id > state.last_peer_stream }
+    if ours {
+        id >= state.next_stream
+    } else {
+        id > state.last_peer_stream
+    }
 }
 
 /// Takes the padding off (section 6.1).
@@ -137,7 +143,9 @@ fn unpad(head: FrameHead, payload: &[u8]) -> Result<&[u8], FrameError> {
     if !head.has(flag::PADDED) {
         return Ok(payload);
     }
-    let (&padding, rest) = payload.split_first().ok_or(Fatal(ErrorCode::FrameSizeError))?;
+    let (&padding, rest) = payload
+        .split_first()
+        .ok_or(Fatal(ErrorCode::FrameSizeError))?;
     let length = rest.len().checked_sub(padding as usize);
     let length = length.ok_or(Fatal(ErrorCode::ProtocolError))?;
     Ok(rest.get(..length).unwrap_or_default())
@@ -173,7 +181,9 @@ fn data(state: &mut State, head: FrameHead, payload: &[u8]) -> Result<(), FrameE
     if stream.error.is_some() {
         return Ok(());
     }
-    let left = stream.length_left.map(|left| left.checked_sub(body.len() as u64));
+    let left = stream
+        .length_left
+        .map(|left| left.checked_sub(body.len() as u64));
     if left == Some(None) {
         return Err(FrameError::Stream(head.stream, ErrorCode::ProtocolError));
     }
@@ -207,7 +217,9 @@ fn headers(
     }
     let mut block = unpad(head, payload)?;
     if head.has(flag::PRIORITY) {
-        let (priority, rest) = block.split_at_checked(5).ok_or(Fatal(ErrorCode::FrameSizeError))?;
+        let (priority, rest) = block
+            .split_at_checked(5)
+            .ok_or(Fatal(ErrorCode::FrameSizeError))?;
         if depends_on(priority) == head.stream {
             return Err(Fatal(ErrorCode::ProtocolError));
         }
@@ -232,14 +244,23 @@ fn continuation(
     head: FrameHead,
     payload: &[u8],
 ) -> Handled {
-    let mut partial = state.partial.take().ok_or(Fatal(ErrorCode::ProtocolError))?;
+    let mut partial = state
+        .partial
+        .take()
+        .ok_or(Fatal(ErrorCode::ProtocolError))?;
     partial.continuations += 1;
-    if partial.block.len() + payload.len() > MAX_BLOCK || partial.continuations > MAX_CONTINUATIONS {
+    if partial.block.len() + payload.len() > MAX_BLOCK || partial.continuations > MAX_CONTINUATIONS
+    {
         return Err(Fatal(ErrorCode::EnhanceYourCalm));
     }
     partial.block.extend_from_slice(payload);
     if head.has(flag::END_HEADERS) {
-        let PartialBlock { stream, end_stream, block, .. } = partial;
+        let PartialBlock {
+            stream,
+            end_stream,
+            block,
+            ..
+        } = partial;
         return block_complete(connection, state, stream, end_stream, &block);
     }
     state.partial = Some(partial);
@@ -405,7 +426,9 @@ fn reset(state: &mut State, head: FrameHead, payload: &[u8]) -> Result<(), Frame
             ErrorCode::NoError if stream.receive_ended => {
                 stream.send_ended = true;
                 stream.send_window = i64::MAX / 2;
-                stream.error.get_or_insert(StreamError::Reset(ErrorCode::NoError));
+                stream
+                    .error
+                    .get_or_insert(StreamError::Reset(ErrorCode::NoError));
                 stream.wake_all();
             }
             code => stream.fail(StreamError::Reset(code)),
@@ -422,7 +445,11 @@ fn settings(state: &mut State, head: FrameHead, payload: &[u8]) -> Result<(), Fr
         return Err(Fatal(ErrorCode::ProtocolError));
     }
     if head.has(flag::ACK) {
-        return if payload.is_empty() { Ok(()) } else { Err(Fatal(ErrorCode::FrameSizeError)) };
+        return if payload.is_empty() {
+            Ok(())
+        } else {
+            Err(Fatal(ErrorCode::FrameSizeError))
+        };
     }
     if payload.len() % 6 != 0 {
         return Err(Fatal(ErrorCode::FrameSizeError));

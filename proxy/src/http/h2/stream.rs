@@ -67,7 +67,10 @@ pub(super) struct StreamState {
 
 impl StreamState {
     pub fn wake_all(&mut self) {
-        for waker in [self.receive_waker.take(), self.send_waker.take()].into_iter().flatten() {
+        for waker in [self.receive_waker.take(), self.send_waker.take()]
+            .into_iter()
+            .flatten()
+        {
             waker.wake();
         }
     }
@@ -203,7 +206,6 @@ impl Stream {
         state.send_ended |= end;
         self.connection.put_response(state.id, head, end);
     }
-
 
     /// Waits until the other side gives up.
     pub fn poll_error(&self, cx: &mut Context<'_>) -> Poll<StreamError> {

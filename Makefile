@@ -1,0 +1,23 @@
+# Thin: what each target does is in the script or program it calls.
+.PHONY: demo test lint bench
+
+demo:            ## builds, starts the example shop, shows it, cleans up
+	@examples/setup.sh demo
+	@cargo build --release --quiet
+	@target/release/demo
+
+test:            ## installs what the tests need and runs every test
+	@tests/setup.sh
+	@cargo build --release
+	@cargo test --release --workspace
+
+lint:            ## formatting, clippy with warnings as errors, licences and advisories
+	@cargo fmt --all --check
+	@cargo clippy --release --workspace --all-targets -- -D warnings
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	@cargo deny --log-level error check
+
+bench:           ## measures side by side with other proxies; never part of the tests
+	@bench/setup.sh
+	@cargo build --release
+	@target/release/weft-bench
