@@ -20,3 +20,4 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/weft/tools
 mkdir -p "$tools"
 [ -x "$tools/grpcurl" ] || GOBIN=$tools go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 [ -x "$tools/h2spec" ] || GOBIN=$tools go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+command -v openssl >/dev/null || examples/setup.sh test openssl:openssl

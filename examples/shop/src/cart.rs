@@ -85,7 +85,7 @@ impl Cart for Carts {
 pub async fn serve(port: u16, version: String) -> anyhow::Result<()> {
     tonic::transport::Server::builder()
         .add_service(CartServer::new(Carts { version }))
-        .serve(([0, 0, 0, 0], port).into())
+        .serve((std::net::Ipv6Addr::UNSPECIFIED, port).into())
         .await?;
     Ok(())
 }

@@ -21,7 +21,7 @@ pub async fn serve(port: u16, version: String, fail: f64) -> anyhow::Result<()> 
         .route("/admin", get(|| async { "the administrator's page\n" }))
         .route("/healthz", get(|| async { "ok" }))
         .with_state(Catalog { version, fail });
-    let listener = tokio::net::TcpListener::bind(("0.0.0.0", port)).await?;
+    let listener = tokio::net::TcpListener::bind(("::", port)).await?;
     axum::serve(listener, router).await?;
     Ok(())
 }

@@ -39,7 +39,7 @@ pub async fn serve(port: u16) -> anyhow::Result<()> {
         .route("/", get(page))
         .route("/healthz", get(|| async { "ok" }))
         .with_state(shop);
-    let listener = tokio::net::TcpListener::bind(("0.0.0.0", port)).await?;
+    let listener = tokio::net::TcpListener::bind(("::", port)).await?;
     axum::serve(listener, router).await?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Serves until the process ends.
 pub async fn serve(port: u16) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+    let listener = TcpListener::bind(("::", port)).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         tokio::spawn(converse(stream));

@@ -103,6 +103,9 @@ pub(super) struct State {
     pub goaway_sent: Option<u32>,
     pub closing: bool,
     pub closed: bool,
+    /// Streams that we reset lately: what the peer had sent on them before it
+    /// knew is ignored.
+    reset_lately: std::collections::VecDeque<u32>,
     waiting: Vec<Waker>,
     driver: Option<Waker>,
     pub last_read: Instant,
@@ -194,6 +197,7 @@ impl Connection {
                 goaway_sent: None,
                 closing: false,
                 closed: false,
+                reset_lately: std::collections::VecDeque::new(),
                 waiting: Vec::new(),
                 driver: None,
                 last_read: now,
@@ -333,7 +337,7 @@ impl Connection {
 
     pub(super) fn put_reset(&self, id: u32, code: ErrorCode) {
         let mut state = self.state.borrow_mut();
-        frame::put_reset(&mut state.out, id, code);
+        state.put_reset(id, code);
         state.wake_driver();
     }
 
@@ -380,7 +384,24 @@ impl Connection {
     }
 }
 
+/// Streams remembered as reset by us.
+const MAX_RESET: usize = 64;
+
 impl State {
+    /// Ends a stream early.
+    pub fn put_reset(&mut self, id: u32, code: ErrorCode) {
+        frame::put_reset(&mut self.out, id, code);
+        if self.reset_lately.len() >= MAX_RESET {
+            self.reset_lately.pop_front();
+        }
+        self.reset_lately.push_back(id);
+    }
+
+    /// Whether we reset a stream a short while ago.
+    pub fn was_reset(&self, id: u32) -> bool {
+        self.reset_lately.contains(&id)
+    }
+
     pub fn wake_driver(&mut self) {
         if let Some(waker) = self.driver.take() {
             waker.wake();

@@ -75,7 +75,7 @@ pub(super) fn frames(
             Err(FrameError::Connection(code)) => return Err(fail(connection, code)),
             Err(FrameError::Stream(id, code)) => {
                 let mut state = connection.state.borrow_mut();
-                frame::put_reset(&mut state.out, id, code);
+                state.put_reset(id, code);
                 if let Some(stream) = state.streams.get(&id) {
                     stream.borrow_mut().fail(StreamError::Malformed);
                 }
@@ -165,10 +165,13 @@ fn data(state: &mut State, head: FrameHead, payload: &[u8]) -> Result<(), FrameE
         state.received = 0;
     }
     let Some(stream) = state.streams.get(&head.stream) else {
+        if state.was_reset(head.stream) {
+            return Ok(());
+        }
         return Err(FrameError::Stream(head.stream, ErrorCode::StreamClosed));
     };
     let mut stream = stream.borrow_mut();
-    if stream.receive_ended {
+    if stream.receive_ended || stream.peer_reset {
         return Err(FrameError::Stream(head.stream, ErrorCode::StreamClosed));
     }
     stream.receive_window -= payload.len() as i64;
@@ -275,6 +278,12 @@ fn block_complete(
     block: &[u8],
 ) -> Handled {
     let outcome = match state.streams.get(&id).cloned() {
+        Some(stream) if stream.borrow().receive_ended || stream.borrow().peer_reset => {
+            match state.decoder.decode(block, |_, _| ()) {
+                Ok(()) => return Err(FrameError::Stream(id, ErrorCode::StreamClosed)),
+                Err(_) => Err(BlockError::Compression),
+            }
+        }
         Some(stream) => {
             let head_expected = state.role == Role::Client && !stream.borrow().answered;
             if head_expected {
@@ -289,9 +298,10 @@ fn block_complete(
         }
         None if is_idle(state, id) => return Err(Fatal(ErrorCode::ProtocolError)),
         None => {
-            // A stream that we have ended; its block still feeds the decoder.
+            // A stream that has ended; its block still feeds the decoder.
             match state.decoder.decode(block, |_, _| ()) {
-                Ok(()) => return Err(FrameError::Stream(id, ErrorCode::StreamClosed)),
+                Ok(()) if state.was_reset(id) => Ok(None),
+                Ok(()) => return Err(Fatal(ErrorCode::StreamClosed)),
                 Err(_) => Err(BlockError::Compression),
             }
         }
@@ -331,7 +341,7 @@ fn request(
     state.last_peer_stream = id;
     let head = block::parse_request(&mut state.decoder, block, state.dialect)?;
     if refused {
-        frame::put_reset(&mut state.out, id, ErrorCode::RefusedStream);
+        state.put_reset(id, ErrorCode::RefusedStream);
         return Ok(None);
     }
     let length = content_length(&head.fields)?;
@@ -420,6 +430,7 @@ fn reset(state: &mut State, head: FrameHead, payload: &[u8]) -> Result<(), Frame
     }
     if let Some(stream) = state.streams.get(&head.stream) {
         let mut stream = stream.borrow_mut();
+        stream.peer_reset = true;
         match ErrorCode::from_u32(code) {
             ErrorCode::RefusedStream => stream.fail(StreamError::Refused),
             // After a whole response: the server needs no more of the request.

@@ -61,6 +61,8 @@ pub(super) struct StreamState {
     pub send_ended: bool,
     pub send_waker: Option<Waker>,
     pub error: Option<StreamError>,
+    /// The peer has reset it.
+    pub peer_reset: bool,
     /// A final response head has come.
     pub answered: bool,
 }
