@@ -1,0 +1,135 @@
+//! The local engine: it runs what Kubernetes would, refuses the rest by name,
+//! and leaves nothing behind.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use weft_tests_local::*;
+
+#[test]
+fn a_killed_engine_leaves_no_process_behind() {
+    let mesh = Mesh::up(&web("web", 1));
+    let pids: Vec<i32> = mesh
+        .pods()
+        .iter()
+        .flat_map(|p| p["containers"].as_array().unwrap().clone())
+        .map(|c| c["pid"].as_i64().unwrap() as i32)
+        .collect();
+    assert!(
+        pids.iter()
+            .all(|p| Path::new(&format!("/proc/{p}")).exists())
+    );
+    let engine = std::fs::read_to_string(format!("/run/weft/{}/engine.pid", mesh.name())).unwrap();
+    signal(engine.trim().parse().unwrap(), Signal::SIGKILL);
+    eventually("all processes are gone", || {
+        !pids
+            .iter()
+            .any(|p| Path::new(&format!("/proc/{p}")).exists())
+    });
+    assert_eq!(mesh.ctl(&["local", "down"]).code, 0);
+    assert!(!Path::new(&format!("/run/weft/{}", mesh.name())).exists());
+}
+
+#[test]
+fn down_leaves_nothing() {
+    let mesh = Mesh::up(&web("web", 1));
+    let folder = format!("/run/weft/{}", mesh.name());
+    assert_eq!(mesh.ctl(&["local", "down"]).code, 0);
+    assert!(!Path::new(&folder).exists());
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!mounts.contains(&folder));
+}
+
+#[test]
+fn a_container_that_ends_is_started_again() {
+    let mesh = Mesh::up(&web("web", 1));
+    signal(mesh.pid("web", "main"), Signal::SIGKILL);
+    eventually("it was restarted", || {
+        mesh.pods()
+            .iter()
+            .any(|p| p["restarts"] == 1 && p["ready"] == true)
+    });
+}
+
+#[test]
+fn exec_runs_as_the_applications_user_and_passes_the_exit_code_on() {
+    let mesh = Mesh::up(&client("client"));
+    assert_eq!(mesh.sh("deploy/client", "id -u").out.trim(), "1000");
+    assert_eq!(mesh.sh("deploy/client", "exit 7").code, 7);
+    let token = mesh.sh(
+        "deploy/client",
+        "cat /run/weft/*/pods/*/token /run/weft/*/pods/*/cache/key.der 2>/dev/null | wc -c",
+    );
+    assert_eq!(
+        token.out.trim(),
+        "0",
+        "the application cannot read the sidecar's secrets"
+    );
+}
+
+#[test]
+fn the_application_cannot_pass_the_proxy_by() {
+    let mesh = Mesh::up(&client("client"));
+    let ran = mesh.sh(
+        "deploy/client",
+        "iptables -t nat -F 2>&1; ip link set eth0 down 2>&1; setpriv --reuid 1337 true 2>&1",
+    );
+    assert!(
+        ran.out.matches("ermi").count() >= 2 && ran.code != 0,
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn without_root_it_says_what_is_needed() {
+    let ran = Command::new("setpriv")
+        .args(["--reuid", "1000", "--clear-groups"])
+        .arg(programs().join("meshctl"))
+        .args(["local", "ps"])
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert!(
+        !ran.status.success() && err.contains("run it with sudo"),
+        "{err}"
+    );
+}
+
+#[test]
+fn a_pod_that_cannot_start_is_explained() {
+    let ran = meshctl_with(
+        &["local", "up", "--name", "broken", "-f", "-"],
+        &(NAMESPACE.to_owned() + &deployment("bad", 1, "command: [no-such-program]")),
+    );
+    assert!(ran.code == 1 && ran.err.contains("t/bad-"), "{ran:?}");
+    assert!(!Path::new("/run/weft/broken").exists());
+}
+
+#[test]
+fn a_taken_port_is_explained() {
+    let mesh = Mesh::up(&client("client"));
+    let ran = meshctl(&[
+        "local",
+        "up",
+        "--name",
+        mesh.name(),
+        "-f",
+        "examples/manifests",
+    ]);
+    assert!(ran.code == 1, "{ran:?}");
+    let taken = Command::new("unshare")
+        .args(["-n", "bash", "-c"])
+        .arg(format!(
+            "ip link set lo up; timeout 10 nc -l 0.0.0.0 15001 & nc=$!; sleep 0.3; timeout 8 {} --control-plane 127.0.0.1:1 --control-plane-identity spiffe://a/ns/b/sa/c --trust-bundle /x --token /x --pod p --namespace n; kill $nc",
+            programs().join("weft-proxy").display()
+        ))
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&taken.stderr).into_owned();
+    assert!(
+        err.contains("15001") && err.contains("another process has it"),
+        "{err}"
+    );
+}
