@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use hyper_util::rt::TokioIo;
@@ -10,6 +11,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 use weft_local::MeshPaths;
 use weft_proto::operator_client::OperatorClient;
+
+/// A control plane that does not answer within this time is taken for lost.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Runs a conversation with a mesh's control plane.
 pub fn with_operator<T, F: Future<Output = anyhow::Result<T>>>(
@@ -33,8 +37,10 @@ async fn connect(socket: PathBuf) -> anyhow::Result<OperatorClient<Channel>> {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    let channel = Endpoint::from_static("http://operator.weft")
-        .connect_with_connector(connector)
-        .await?;
+    let endpoint = Endpoint::from_static("http://operator.weft").timeout(ANSWER);
+    let connecting = endpoint.connect_with_connector(connector);
+    let channel = tokio::time::timeout(ANSWER, connecting)
+        .await
+        .context("it does not answer")??;
     Ok(OperatorClient::new(channel).max_decoding_message_size(64 * 1024 * 1024))
 }

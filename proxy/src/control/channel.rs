@@ -22,10 +22,13 @@ pub async fn connect(
     let connector = service_fn(move |_: Uri| {
         let tls = TlsConnector::from(tls.clone());
         async move {
-            let tcp = TcpStream::connect(address).await?;
-            tcp.set_nodelay(true)?;
-            let name = ServerName::from(address.ip());
-            let stream = tls.connect(name, tcp).await?;
+            let connecting = async {
+                let tcp = TcpStream::connect(address).await?;
+                tcp.set_nodelay(true)?;
+                tls.connect(ServerName::from(address.ip()), tcp).await
+            };
+            // A control plane that accepts and then says nothing is away too.
+            let stream = tokio::time::timeout(CONNECT, connecting).await??;
             Ok::<_, std::io::Error>(TokioIo::new(stream))
         }
     });

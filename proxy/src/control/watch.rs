@@ -29,6 +29,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// says something every five seconds.
 const SILENCE: Duration = Duration::from_secs(20);
 const REPORT: Duration = Duration::from_secs(2);
+/// What has changed is in the cache after this time.
+const FLUSH: Duration = Duration::from_millis(200);
 /// Subscriptions that nobody used for this long lapse.
 const LAPSE: Duration = Duration::from_secs(600);
 
@@ -57,6 +59,7 @@ pub async fn watch(
     let mut backoff = MIN_BACKOFF;
     loop {
         let session = session(&mut state, &settings, &cache, &mut wants, &mut backoff).await;
+        state.flush(&cache);
         if let Err(error) = session {
             tracing::warn!(error = format!("{error:#}"), "the control plane is away");
         }
@@ -100,6 +103,7 @@ async fn session(
         .await?
         .into_inner();
     let mut report = tokio::time::interval(REPORT);
+    let mut flush = tokio::time::interval(FLUSH);
     loop {
         tokio::select! {
             heard = tokio::time::timeout(SILENCE, responses.message()) => {
@@ -115,11 +119,8 @@ async fn session(
                     say.send(message(Say::Subscribe(proto::Subscribe { names }))).await?;
                 }
             }
+            _ = flush.tick() => state.flush(cache),
             _ = report.tick() => {
-                if state.dirty {
-                    state.dirty = false;
-                    cache.put_resources(state.held.values());
-                }
                 let lapsed = state.lapse();
                 if !lapsed.is_empty() {
                     say.send(message(Say::Unsubscribe(proto::Unsubscribe { names: lapsed }))).await?;
@@ -167,6 +168,13 @@ impl State {
             edges: self.shared.registry.take_report(),
             certificate_not_after: at(tls.as_ref().map(|t| t.svid.not_after)),
             certificate_not_before: at(tls.as_ref().map(|t| t.svid.not_before)),
+        }
+    }
+
+    /// Brings the cache up to date.
+    fn flush(&mut self, cache: &Cache) {
+        if std::mem::take(&mut self.dirty) {
+            cache.put_resources(self.held.values());
         }
     }
 

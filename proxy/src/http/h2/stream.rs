@@ -145,11 +145,12 @@ impl Stream {
             }
             return Poll::Ready(Ok(BodyEvent::Data));
         }
-        if let Some(error) = state.error {
-            return Poll::Ready(Err(error));
-        }
+        // What is complete stays so, whatever came after it.
         if state.receive_ended {
             return Poll::Ready(Ok(BodyEvent::End(state.trailers.take())));
+        }
+        if let Some(error) = state.error {
+            return Poll::Ready(Err(error));
         }
         set_waker(&mut state.receive_waker, cx);
         Poll::Pending
@@ -158,7 +159,7 @@ impl Stream {
     /// Whether the whole body is here already, and how long it is.
     pub fn complete_body(&self) -> Option<usize> {
         let state = self.state.borrow();
-        (state.receive_ended && state.trailers.is_none() && state.error.is_none())
+        (state.receive_ended && state.trailers.is_none())
             .then(|| state.data.len() - state.data_start)
     }
 
