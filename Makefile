@@ -1,5 +1,5 @@
 # Thin: what each target does is in the script or program it calls.
-.PHONY: demo test lint bench
+.PHONY: demo test lint
 
 demo:            ## builds, starts the example shop, shows it, cleans up
 	@examples/setup.sh demo
@@ -16,8 +16,3 @@ lint:            ## formatting, clippy with warnings as errors, licences and adv
 	@cargo clippy --release --workspace --all-targets -- -D warnings
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	@cargo deny --log-level error check
-
-bench:           ## measures side by side with other proxies; never part of the tests
-	@bench/setup.sh
-	@cargo build --release
-	@target/release/weft-bench

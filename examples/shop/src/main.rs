@@ -6,6 +6,7 @@ mod catalog;
 mod frontend;
 mod load;
 mod stock;
+mod traces;
 
 use clap::{Parser, Subcommand};
 
@@ -45,6 +46,14 @@ enum Service {
         #[arg(long, default_value_t = 7000)]
         port: u16,
     },
+    /// Collects traces over OTLP and prints those that cross the whole shop
+    Traces {
+        #[arg(long, default_value_t = 4317)]
+        port: u16,
+        /// Spans that such a trace has at least
+        #[arg(long, default_value_t = 8)]
+        spans: usize,
+    },
     /// Calls a URL at a steady rate and prints what came back
     Load {
         #[arg(long)]
@@ -69,6 +78,7 @@ async fn main() -> anyhow::Result<()> {
             } => catalog::serve(port, version, fail).await,
             Service::Cart { port, version } => cart::serve(port, version).await,
             Service::Stock { port } => stock::serve(port).await,
+            Service::Traces { port, spans } => traces::serve(port, spans).await,
             Service::Load { url, rate, seconds } => load::run(&url, rate, seconds).await,
         }
     };

@@ -51,12 +51,12 @@ impl Balancer {
     }
 
     /// The better of two, leaving out those in `tried` and those that are not
-    /// available while others are. `None`: there is nothing left.
+    /// available while others are. `None`: there is no endpoint.
     pub fn pick(&self, worker: &Worker, tried: &[Rc<LocalEndpoint>]) -> Option<Rc<LocalEndpoint>> {
         self.refresh(worker);
         let local = self.local.borrow();
         if let [only] = local.as_slice() {
-            return (tried.len() < 2).then(|| only.clone());
+            return Some(only.clone());
         }
         let now = Instant::now();
         let untried = |e: &&Rc<LocalEndpoint>| !tried.iter().any(|t| Rc::ptr_eq(t, e));
@@ -69,7 +69,11 @@ impl Balancer {
                 return Some(best.clone());
             }
         }
-        let left: Vec<&Rc<LocalEndpoint>> = local.iter().filter(untried).collect();
+        let mut left: Vec<&Rc<LocalEndpoint>> = local.iter().filter(untried).collect();
+        if left.is_empty() {
+            // All have had their turn: a further attempt may go to any.
+            left = local.iter().collect();
+        }
         let available: Vec<_> = left
             .iter()
             .copied()

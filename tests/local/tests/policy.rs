@@ -11,7 +11,10 @@ const FROM_CLIENT: &str =
 #[test]
 fn an_allow_lets_in_whom_it_names_and_nobody_else() {
     let mesh = Mesh::up(
-        &(client("client") + &client("other") + &web("web", 1) + &policy("only-named", "web", FROM_CLIENT)),
+        &(client("client")
+            + &client("other")
+            + &web("web", 1)
+            + &policy("only-named", "web", FROM_CLIENT)),
     );
     assert_eq!(mesh.get("deploy/client", "http://web/items"), 200);
     let (status, answer) = mesh.curl("deploy/other", &["-i", "http://web/items"]);
@@ -21,7 +24,8 @@ fn an_allow_lets_in_whom_it_names_and_nobody_else() {
         "names no policy: {answer}"
     );
     eventually("the metric says why", || {
-        mesh.metrics("deploy/web").contains("response_flags=\"denied\"")
+        mesh.metrics("deploy/web")
+            .contains("response_flags=\"denied\"")
     });
 }
 

@@ -5,9 +5,15 @@ use weft_tests_local::*;
 
 /// How many of `n` requests were answered by each version.
 fn versions(mesh: &Mesh, n: u32) -> std::collections::BTreeMap<String, u32> {
+    versions_slowly(mesh, n, "0")
+}
+
+fn versions_slowly(mesh: &Mesh, n: u32, pause: &str) -> std::collections::BTreeMap<String, u32> {
     let ran = mesh.sh(
         "deploy/client",
-        &format!("for i in $(seq {n}); do curl -s -m 5 http://web/items; echo; done"),
+        &format!(
+            "for i in $(seq {n}); do curl -s -m 5 http://web/items; echo; sleep {pause}; done"
+        ),
     );
     let mut seen = std::collections::BTreeMap::new();
     for line in ran.out.lines() {
@@ -115,12 +121,12 @@ fn a_timeout_answers_504() {
 
 #[test]
 fn a_failing_instance_is_hidden_by_retries() {
-    let flaky = "command: [shop, catalog, --version, flaky, --fail, '0.6'], readinessProbe: {httpGet: {path: /healthz, port: 8080}}";
+    let flaky = "command: [shop, catalog, --version, flaky, --fail, '0.5'], readinessProbe: {httpGet: {path: /healthz, port: 8080}}";
     let all =
         client("client") + &deployment("flaky", 2, flaky) + &service("web", "flaky", 80, 8080);
     let mesh = Mesh::up(&all);
     let failed = |mesh: &Mesh| {
-        versions(mesh, 60)
+        versions_slowly(mesh, 60, "0.06")
             .iter()
             .filter(|(v, _)| *v != "flaky")
             .map(|(_, n)| n)
