@@ -326,7 +326,7 @@ impl Engine {
                 }
                 self.wait(reply, false);
             }
-            Event::Pod(key, message) => self.from_pod(&key, message).await,
+            Event::Pod(key, message) => self.hear_pod(&key, message).await,
             Event::PodEnded(key) => {
                 self.pods.remove(&key);
             }
@@ -429,7 +429,7 @@ impl Engine {
         }
     }
 
-    async fn from_pod(&mut self, key: &PodKey, message: FromPod) {
+    async fn hear_pod(&mut self, key: &PodKey, message: FromPod) {
         match message {
             FromPod::Sandbox => {
                 if let Err(error) = self.connect(key).await
@@ -765,11 +765,8 @@ impl Engine {
             if let Some(why) = &pod.failed {
                 return Err(format!("{namespace}/{name}: {why}"));
             }
-            for container in pod
-                .containers
-                .values()
-                .filter(|c| !c.ready && c.restarts >= HOPELESS)
-            {
+            let hopeless = |c: &&ContainerState| !c.ready && c.restarts >= HOPELESS;
+            if let Some(container) = pod.containers.values().find(hopeless) {
                 return Err(format!(
                     "{namespace}/{name}: the container {} keeps ending ({}): see `meshctl local logs -n {namespace} {name} -c {}`",
                     container.name, container.last_exit, container.name

@@ -10,9 +10,11 @@ pub const BULK: usize = 256 * 1024;
 /// Buffers of each size that a thread keeps.
 const KEEP: usize = 3;
 
+/// Buffers that nobody uses now: those of `SCRATCH` bytes, those of `BULK`.
+type Free = (Vec<Vec<u8>>, Vec<Vec<u8>>);
+
 thread_local! {
-    static SCRATCHES: RefCell<(Vec<Vec<u8>>, Vec<Vec<u8>>)> =
-        const { RefCell::new((Vec::new(), Vec::new())) };
+    static SCRATCHES: RefCell<Free> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 /// A buffer of `SCRATCH` bytes; give it back before the poll ends.

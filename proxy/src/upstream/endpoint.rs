@@ -168,7 +168,7 @@ impl LocalEndpoint {
             return false;
         }
         match &*self.mesh.borrow() {
-            Mesh::Ready(connection, _) => !(connection.is_draining() && !connection.is_closed()),
+            Mesh::Ready(connection, _) => !connection.is_draining() || connection.is_closed(),
             _ => true,
         }
     }

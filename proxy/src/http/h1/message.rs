@@ -15,6 +15,10 @@ const OUT_LIMIT: usize = 64 * 1024;
 /// Memory kept for the next message.
 const KEEP_BUFFER: usize = 8 * 1024;
 
+/// Looks for a head in all bytes there are: its length and what it says, or
+/// `None` if more must come.
+pub type Parse<'a, T, E> = dyn FnMut(&[u8]) -> Result<Option<(usize, T)>, E> + 'a;
+
 /// A connection and what is read or to be written on it.
 pub struct Message {
     /// The connection.
@@ -52,7 +56,7 @@ impl Message {
     pub fn poll_head<T, E: std::error::Error + Send + Sync + 'static>(
         &mut self,
         cx: &mut Context<'_>,
-        parse: &mut dyn FnMut(&[u8]) -> Result<Option<(usize, T)>, E>,
+        parse: &mut Parse<'_, T, E>,
     ) -> Poll<io::Result<Option<T>>> {
         if !self.input.is_empty()
             && let Some((length, head)) = parse(&self.input).map_err(malformed)?
@@ -78,7 +82,7 @@ impl Message {
     fn head_in<T, E: std::error::Error + Send + Sync + 'static>(
         &mut self,
         bytes: &[u8],
-        parse: &mut dyn FnMut(&[u8]) -> Result<Option<(usize, T)>, E>,
+        parse: &mut Parse<'_, T, E>,
     ) -> io::Result<HeadIn<T>> {
         if bytes.is_empty() {
             return match self.input.is_empty() {

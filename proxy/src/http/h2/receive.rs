@@ -462,7 +462,7 @@ fn settings(state: &mut State, head: FrameHead, payload: &[u8]) -> Result<(), Fr
             Err(Fatal(ErrorCode::FrameSizeError))
         };
     }
-    if payload.len() % 6 != 0 {
+    if !payload.len().is_multiple_of(6) {
         return Err(Fatal(ErrorCode::FrameSizeError));
     }
     for entry in payload.chunks_exact(6) {
