@@ -88,6 +88,20 @@ pub struct ServicePort {
     pub app_protocol: String,
 }
 
+impl ServicePort {
+    /// The pod's port that it leads to; `None`: the pod has none of that name.
+    pub fn target_in(&self, pod: &Pod) -> Option<u16> {
+        match &self.target_port {
+            None => Some(self.port),
+            Some(PortRef::Number(number)) => Some(*number),
+            Some(PortRef::Name(name)) => {
+                let mut ports = pod.spec.containers.iter().flat_map(|c| &c.ports);
+                ports.find(|p| p.name == *name).map(|p| p.container_port)
+            }
+        }
+    }
+}
+
 /// A port by number or by its name in the pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

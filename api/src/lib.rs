@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 /// Label on a pod that has a sidecar; set by whoever injects it.
 pub const LABEL_INJECTED: &str = "weft.dev/injected";
+/// Label by which a pod names its Deployment.
+pub const LABEL_DEPLOYMENT: &str = "weft.dev/deployment";
 /// Annotation by which a pod opts out: `disabled`.
 pub const ANNOTATION_INJECT: &str = "weft.dev/inject";
 /// Namespace of the mesh itself: policies in it with an empty selector hold

@@ -102,19 +102,5 @@ fn merge(edges: &mut Edges, key: Vec<u8>, report: &EdgeReport) {
         key: report.key.clone(),
         ..Default::default()
     });
-    sum.requests += report.requests;
-    sum.failures += report.failures;
-    sum.denied += report.denied;
-    sum.retries += report.retries;
-    sum.connections += report.connections;
-    sum.sent_bytes += report.sent_bytes;
-    sum.received_bytes += report.received_bytes;
-    sum.would_deny += report.would_deny;
-    if sum.latency_buckets.len() < report.latency_buckets.len() {
-        sum.latency_buckets
-            .resize(report.latency_buckets.len().min(128), 0);
-    }
-    for (to, from) in sum.latency_buckets.iter_mut().zip(&report.latency_buckets) {
-        *to = to.saturating_add(*from);
-    }
+    sum.absorb(report);
 }

@@ -20,8 +20,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use weft_api::{
-    ANNOTATION_INJECT, LABEL_INJECTED, Object, ObjectKey, Pod, PodIp, PodStatus, PodTemplate,
-    ROOT_NAMESPACE,
+    ANNOTATION_INJECT, LABEL_DEPLOYMENT, LABEL_INJECTED, Object, ObjectKey, Pod, PodIp, PodStatus,
+    PodTemplate, ROOT_NAMESPACE,
 };
 use weft_cni_init::PROXY_UID;
 
@@ -35,8 +35,6 @@ use crate::rollout::{Member, next_step};
 use crate::tokens::TokenSigner;
 use crate::{MeshPaths, dns};
 
-/// Label by which a pod names its Deployment.
-const LABEL_DEPLOYMENT: &str = "weft.dev/deployment";
 const CONTROL_PLANE_PORT: u16 = 15010;
 const CONTROL_PLANE_ACCOUNT: &str = "weft-control-plane";
 /// How long `up` and `apply` wait.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use weft_api::{
-    EndpointSlice, LABEL_SERVICE_NAME, Metadata, Object, Pod, PortRef, Service, ServicePort,
+    EndpointSlice, LABEL_SERVICE_NAME, Metadata, Object, Pod, Service, ServicePort,
     SliceConditions, SliceEndpoint, SlicePort, TargetRef, contains_all,
 };
 
@@ -65,22 +65,11 @@ fn ports(service: &Service, pod: &Pod) -> Vec<(String, u16, String)> {
     let of = |port: &ServicePort| {
         Some((
             port.name.clone(),
-            target_port(port, pod)?,
+            port.target_in(pod)?,
             port.app_protocol.clone(),
         ))
     };
     service.spec.ports.iter().filter_map(of).collect()
-}
-
-fn target_port(port: &ServicePort, pod: &Pod) -> Option<u16> {
-    match &port.target_port {
-        None => Some(port.port),
-        Some(PortRef::Number(number)) => Some(*number),
-        Some(PortRef::Name(name)) => {
-            let mut ports = pod.spec.containers.iter().flat_map(|c| &c.ports);
-            ports.find(|p| p.name == *name).map(|p| p.container_port)
-        }
-    }
 }
 
 fn endpoint(view: &PodView<'_>, address: IpAddr) -> SliceEndpoint {

@@ -94,23 +94,6 @@ fn fetch(args: &StatArgs) -> anyhow::Result<(Vec<EdgeReport>, f64)> {
     })
 }
 
-fn add(sum: &mut EdgeReport, more: &EdgeReport) {
-    sum.requests += more.requests;
-    sum.failures += more.failures;
-    sum.denied += more.denied;
-    sum.would_deny += more.would_deny;
-    sum.retries += more.retries;
-    sum.connections += more.connections;
-    sum.sent_bytes += more.sent_bytes;
-    sum.received_bytes += more.received_bytes;
-    if sum.latency_buckets.len() < more.latency_buckets.len() {
-        sum.latency_buckets.resize(more.latency_buckets.len(), 0);
-    }
-    for (to, from) in sum.latency_buckets.iter_mut().zip(&more.latency_buckets) {
-        *to += from;
-    }
-}
-
 fn success(rate: f64) -> String {
     let text = format!("{:.2}%", rate * 100.0);
     if rate >= 0.999 {
@@ -200,7 +183,7 @@ pub fn stat(args: &StatArgs) -> anyhow::Result<ExitCode> {
             continue;
         }
         let name = (key.destination_namespace.clone(), key.destination.clone());
-        add(workloads.entry(name).or_default(), report);
+        workloads.entry(name).or_default().absorb(report);
     }
     let rows: Vec<Row> = workloads
         .into_iter()

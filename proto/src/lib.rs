@@ -29,3 +29,24 @@ pub mod names {
         format!("endpoints/{namespace}/{service}/{port}")
     }
 }
+
+impl EdgeReport {
+    /// Adds another report's counts, those of the same or of another edge.
+    pub fn absorb(&mut self, more: &Self) {
+        self.requests += more.requests;
+        self.failures += more.failures;
+        self.denied += more.denied;
+        self.retries += more.retries;
+        self.connections += more.connections;
+        self.sent_bytes += more.sent_bytes;
+        self.received_bytes += more.received_bytes;
+        self.would_deny += more.would_deny;
+        if self.latency_buckets.len() < more.latency_buckets.len() {
+            self.latency_buckets
+                .resize(more.latency_buckets.len().min(128), 0);
+        }
+        for (to, from) in self.latency_buckets.iter_mut().zip(&more.latency_buckets) {
+            *to = to.saturating_add(*from);
+        }
+    }
+}

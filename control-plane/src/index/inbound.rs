@@ -123,7 +123,7 @@ impl Index {
         for service in services {
             let name = format!("{namespace}/{}", service.metadata.name);
             for service_port in &service.spec.ports {
-                let Some(port) = target_port(service_port, pod) else {
+                let Some(port) = service_port.target_in(pod) else {
                     continue;
                 };
                 let declared = protocol(&service_port.app_protocol);
@@ -222,21 +222,5 @@ fn mode(mode: MtlsMode) -> proto::MtlsMode {
     match mode {
         MtlsMode::Permissive => proto::MtlsMode::Permissive,
         MtlsMode::Strict => proto::MtlsMode::Strict,
-    }
-}
-
-/// The pod's port that a service's port leads to.
-pub fn target_port(port: &weft_api::ServicePort, pod: &Pod) -> Option<u16> {
-    use weft_api::PortRef;
-    match &port.target_port {
-        None => Some(port.port),
-        Some(PortRef::Number(number)) => Some(*number),
-        Some(PortRef::Name(name)) => pod
-            .spec
-            .containers
-            .iter()
-            .flat_map(|c| &c.ports)
-            .find(|p| p.name == *name)
-            .map(|p| p.container_port),
     }
 }

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use prost::Message;
 use weft_api::{
-    AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute, LABEL_INJECTED,
-    LABEL_SERVICE_NAME, Object, ObjectKey, Pod, Service,
+    AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute, LABEL_DEPLOYMENT,
+    LABEL_INJECTED, LABEL_SERVICE_NAME, Object, ObjectKey, Pod, Service,
 };
 use weft_proto as proto;
 use weft_proto::{Resource, names, resource::Body};
@@ -314,9 +314,6 @@ impl Index {
         label.cloned().unwrap_or_else(|| key.1.clone())
     }
 }
-
-/// Label by which a pod names its Deployment.
-pub const LABEL_DEPLOYMENT: &str = "weft.dev/deployment";
 
 /// Whether a pod has a sidecar.
 pub fn is_meshed(pod: &Pod) -> bool {

@@ -126,8 +126,7 @@ impl Message {
         !self.input.is_empty()
     }
 
-    /// Waits for the first bytes of the next message while holding no memory
-    /// for it. `false`: the connection has ended.
+    /// Frees the buffers that are empty: an idle connection holds none.
     pub fn release(&mut self) {
         if self.input.is_empty() {
             self.input = Vec::new();
