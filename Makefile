@@ -1,5 +1,5 @@
 # Thin: what each target does is in the script or program it calls.
-.PHONY: demo test lint
+.PHONY: demo test lint bench
 
 demo:            ## builds, starts the example shop, shows it, cleans up
 	@examples/setup.sh demo
@@ -14,3 +14,8 @@ test:            ## installs what the tests need and runs every test
 lint:            ## formatting, clippy with warnings as errors
 	@cargo fmt --all --check
 	@cargo clippy --release --workspace -- -D warnings
+
+bench:           ## measures Weft beside Envoy, HAProxy and nginx
+	@bench/setup.sh
+	@cargo build --release --quiet
+	@target/release/weft-bench
