@@ -1,7 +1,7 @@
 //! What runs in the pods: bulk bytes and connections. Requests come from h2load.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -79,6 +79,14 @@ async fn request(stream: &mut tokio::net::TcpStream) -> anyhow::Result<()> {
     }
 }
 
+/// Resolves once: what is measured are connections, not names.
+fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
+    let mut addresses = address.to_socket_addrs()?;
+    addresses
+        .next()
+        .with_context(|| format!("{address} has no address"))
+}
+
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -87,14 +95,15 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// A request on each of `count` connections, `concurrency` at a time.
 pub fn connect(address: &str, count: usize, concurrency: usize) -> anyhow::Result<()> {
+    let address = resolve(address)?;
     let begun = Arc::new(AtomicUsize::new(0));
     runtime()?.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..concurrency {
-            let (address, begun) = (address.to_owned(), begun.clone());
+            let begun = begun.clone();
             tasks.spawn(async move {
                 while begun.fetch_add(1, Ordering::Relaxed) < count {
-                    let mut stream = tokio::net::TcpStream::connect(&address).await?;
+                    let mut stream = tokio::net::TcpStream::connect(address).await?;
                     stream.set_nodelay(true)?;
                     request(&mut stream).await?;
                 }
@@ -111,6 +120,7 @@ pub fn connect(address: &str, count: usize, concurrency: usize) -> anyhow::Resul
 /// Opens connections, makes a request on each, says `open` and keeps them until
 /// standard input ends.
 pub fn hold(address: &str, count: usize) -> anyhow::Result<()> {
+    let address = resolve(address)?;
     runtime()?
         .block_on(async {
             let mut open = Vec::with_capacity(count);

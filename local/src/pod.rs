@@ -348,24 +348,17 @@ async fn watch_child(
         true => Some(sidecar_probe()),
         false => container.readiness_probe.clone(),
     };
-    let period = match sidecar {
-        true => Duration::from_millis(50),
-        false => Duration::from_secs(
-            probe
-                .as_ref()
-                .and_then(|p| p.period_seconds)
-                .unwrap_or(1)
-                .max(1)
-                .into(),
-        ),
-    };
+    let period = probe.as_ref().and_then(|p| p.period_seconds).unwrap_or(1);
+    let period = Duration::from_secs(period.max(1).into());
+    // Nothing of the application starts before its sidecar is ready.
+    let until_ready = Duration::from_millis(if sidecar { 50 } else { 200 });
     let delay = probe
         .as_ref()
         .and_then(|p| p.initial_delay_seconds)
         .unwrap_or(0);
     let mut check = tokio::time::interval_at(
         tokio::time::Instant::now() + Duration::from_secs(delay.into()) + Duration::from_millis(30),
-        period.min(Duration::from_millis(200)),
+        until_ready,
     );
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut draining = false;

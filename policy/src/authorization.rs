@@ -229,6 +229,25 @@ impl Policies {
         decision
     }
 
+    /// Whether some request on an opaque connection's place could be allowed:
+    /// whether only its not being HTTP is in the way.
+    pub fn may_allow_a_request(&self, call: &Call<'_>) -> bool {
+        let (mut selected, mut allowed) = (false, false);
+        for policy in self.policies.iter().filter(|p| !p.dry_run) {
+            let mut reached = policy
+                .rules
+                .iter()
+                .filter(|rule| rule.connection_mismatch(call).is_none());
+            if !policy.deny {
+                selected = true;
+                allowed |= reached.next().is_some();
+            } else if reached.any(|rule| rule.http.is_empty()) {
+                return false;
+            }
+        }
+        allowed || !selected
+    }
+
     /// What every rule says of a call, in order.
     pub fn trace(&self, call: &Call<'_>) -> Vec<RuleTrace> {
         let rules = |(policy, p): (usize, &Policy)| {
@@ -298,14 +317,9 @@ impl Rule {
     /// `deny`: for an opaque connection, a Deny that speaks of HTTP cannot be
     /// decided and therefore matches; an Allow does not.
     fn mismatch(&self, call: &Call<'_>, deny: bool) -> Option<Mismatch> {
-        if !self.sources.is_empty() && !self.sources.iter().any(|s| s.matches(call)) {
-            return Some(Mismatch::Source);
-        }
-        if !self.ports.is_empty() && !self.ports.contains(&call.port) {
-            return Some(Mismatch::Port);
-        }
-        if self.http.is_empty() {
-            return None;
+        let mismatch = self.connection_mismatch(call);
+        if mismatch.is_some() || self.http.is_empty() {
+            return mismatch;
         }
         let Some(request) = call.http else {
             return (!deny).then_some(Mismatch::NotHttp);
@@ -320,6 +334,16 @@ impl Rule {
             }
         }
         Some(nearest)
+    }
+
+    fn connection_mismatch(&self, call: &Call<'_>) -> Option<Mismatch> {
+        if !self.sources.is_empty() && !self.sources.iter().any(|s| s.matches(call)) {
+            return Some(Mismatch::Source);
+        }
+        if !self.ports.is_empty() && !self.ports.contains(&call.port) {
+            return Some(Mismatch::Port);
+        }
+        None
     }
 }
 
@@ -629,6 +653,33 @@ mod tests {
         );
         assert_eq!(mismatch(FRONTEND, 81, &gold), Some(Mismatch::Port));
         assert_eq!(mismatch(FRONTEND, 8080, &[]), Some(Mismatch::Header));
+    }
+
+    #[test]
+    fn a_silent_connection_is_told_from_one_that_nothing_could_save() {
+        let may = |policies: &[proto::AuthorizationPolicy], identity| {
+            Policies::compile(policies)
+                .unwrap()
+                .may_allow_a_request(&Call {
+                    identity: Identity::from_uri(identity),
+                    source_ip: [10, 0, 0, 9].into(),
+                    port: 8080,
+                    http: None,
+                })
+        };
+        let pages = proto::PolicyRule {
+            http: admin_only().http,
+            ..from_frontend()
+        };
+        let allow = policy(Action::Allow, false, vec![pages]);
+        let other = "spiffe://east.example/ns/shop/sa/other";
+        assert!(may(&[allow.clone()], FRONTEND));
+        assert!(!may(&[allow.clone()], other));
+        // A Deny of some pages leaves others, a Deny of the caller does not.
+        let some = policy(Action::Deny, false, vec![admin_only()]);
+        assert!(may(&[some], FRONTEND));
+        let all = policy(Action::Deny, false, vec![from_frontend()]);
+        assert!(!may(&[allow, all], FRONTEND));
     }
 
     #[test]

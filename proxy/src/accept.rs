@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,9 +27,20 @@ pub enum Direction {
     Inbound,
 }
 
-/// Opens a port on every address of both families; each worker has listeners
-/// of its own on the same port.
-pub fn listen(port: u16) -> io::Result<Vec<TcpListener>> {
+impl Direction {
+    /// Where such connections are led.
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Outbound => 15001,
+            Self::Inbound => 15006,
+        }
+    }
+}
+
+/// Opens a direction's port on every address of both families; each worker has
+/// listeners of its own on the same port.
+pub fn listen(direction: Direction) -> io::Result<Vec<TcpListener>> {
+    let port = direction.port();
     let v4 = bind(Domain::IPV4, IpAddr::from(Ipv4Addr::UNSPECIFIED), port);
     let mut listeners = vec![v4.map_err(|e| taken(port, e))?];
     // A pod without IPv6 has no such listener.
@@ -58,20 +70,29 @@ fn bind(domain: Domain, ip: IpAddr, port: u16) -> io::Result<TcpListener> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::new(ip, port).into())?;
+    // Every accepted socket inherits it.
+    prepare(&socket.as_fd());
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-/// The address that a redirected connection was made to.
-fn original_destination(tcp: &TcpStream) -> io::Result<SocketAddr> {
+/// The address that a redirected connection was made to; `None` if it was made
+/// to the proxy's own port.
+fn original_destination(
+    tcp: &TcpStream,
+    peer: SocketAddr,
+    direction: Direction,
+) -> io::Result<Option<SocketAddr>> {
     let socket = SockRef::from(tcp);
-    let original = match tcp.local_addr()? {
+    let original = match peer {
         SocketAddr::V4(_) => socket.original_dst_v4()?,
         SocketAddr::V6(_) => socket.original_dst_v6()?,
     };
-    original
-        .as_socket()
-        .ok_or_else(|| io::Error::other("no original destination"))
+    let Some(original) = original.as_socket() else {
+        return Ok(None);
+    };
+    let own = original.port() == direction.port() && original == tcp.local_addr()?;
+    Ok((!own).then_some(original))
 }
 
 /// Accepts until the proxy stops.
@@ -96,11 +117,9 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener, direction: Direct
 }
 
 async fn serve(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, direction: Direction) {
-    prepare(&tcp);
-    let address = match original_destination(&tcp) {
-        Ok(address) if Some(address) != tcp.local_addr().ok() => address,
-        // Not redirected: somebody called the proxy's own port.
-        _ => {
+    let address = match original_destination(&tcp, peer, direction) {
+        Ok(Some(address)) => address,
+        Ok(None) | Err(_) => {
             let _ = SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
             return;
         }

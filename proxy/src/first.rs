@@ -9,8 +9,21 @@ use crate::buffers::{put_back, take_scratch};
 use crate::detect::{Hello, Spoken, client_hello, spoken};
 use crate::transport::Io;
 
-/// A client that has said nothing for this long may be waiting for the server.
+/// A client that has said nothing for this long may be waiting for the server...
 const SILENCE: Duration = Duration::from_millis(5);
+/// ...or, where clients have always spoken first, has a connection in reserve.
+const RESERVE: Duration = Duration::from_secs(1);
+
+/// Who speaks first on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaker {
+    /// Nobody was heard yet.
+    Unknown,
+    /// The client.
+    Client,
+    /// The server.
+    Server,
+}
 
 /// What is known of a connection after its first bytes.
 pub enum First {
@@ -44,14 +57,18 @@ async fn readable(io: &mut Io) {
 
 /// Reads from the client until it is clear what it speaks. While it is silent,
 /// `connect` opens the other side; if that speaks first, the connection is
-/// opaque. `at_once`: it did so the last time.
+/// opaque. `before`: who spoke first the last time.
 pub async fn first<E>(
     client: &mut Io,
-    at_once: bool,
+    before: Speaker,
     connect: impl AsyncFnOnce() -> Result<Io, E>,
 ) -> io::Result<First> {
     let mut early = Vec::new();
-    let patience = if at_once { Duration::ZERO } else { SILENCE };
+    let patience = match before {
+        Speaker::Unknown => SILENCE,
+        Speaker::Client => RESERVE,
+        Speaker::Server => Duration::ZERO,
+    };
     if let Ok(found) = tokio::time::timeout(patience, decide(client, &mut early)).await {
         return Ok(found?.map_or(First::Gone, |spoken| First::Client(spoken, early)));
     }

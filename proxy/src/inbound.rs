@@ -1,5 +1,6 @@
 //! Connections to the application: authenticate, authorize, then HTTP or TCP.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use weft_identity::{ALPN_HTTP, SpiffeId, peer_identity};
 
 use crate::config::Protocol;
 use crate::detect::Spoken;
-use crate::first::{First, first, is_mesh_hello};
+use crate::first::{First, Speaker, first, is_mesh_hello};
 use crate::http::h2::Dialect;
 use crate::http::plan::{InboundSide, Side};
 use crate::http::serve::{serve_h1, serve_h2};
@@ -36,7 +37,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, address
         true => application(&plain).await,
         false => std::future::pending().await,
     };
-    let found = first(&mut client, false, connect).await;
+    let found = first(&mut client, Speaker::Unknown, connect).await;
     let (spoken, mut early) = match found {
         Ok(First::Client(spoken, early)) => (spoken, early),
         Ok(First::Server(server, early)) => {
@@ -137,6 +138,14 @@ async fn opaque(side: &Rc<InboundSide>, mut client: Io, server: Option<Io>) {
     }
     let verdict = side.decide(&inbound, None);
     if !verdict.decision.is_allowed() {
+        if server.is_none() && side.may_allow_a_request(&inbound) {
+            // The caller's proxy asks who speaks first: were it told no, it
+            // would take the caller's HTTP for denied as well.
+            let spoke = poll_fn(|cx| client.poll_peek(cx)).await;
+            if spoke.is_err() || !client.has_peeked() {
+                return;
+            }
+        }
         side.log_denial(&inbound, verdict.decision, None);
         return refuse(side, &client, Flag::Denied);
     }

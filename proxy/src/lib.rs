@@ -35,11 +35,6 @@ use shared::{Phase, Shared};
 use telemetry::traces::{SpanSender, export};
 use worker::Worker;
 
-/// Where outbound connections are led.
-const OUTBOUND_PORT: u16 = 15001;
-/// Where inbound connections are led.
-const INBOUND_PORT: u16 = 15006;
-
 /// Runs until the process is told to stop and has drained.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     raise_file_limit();
@@ -102,19 +97,15 @@ fn run_worker(shared: Arc<Shared>, opened: &std::sync::mpsc::Sender<anyhow::Resu
         }
     };
     LocalSet::new().block_on(&runtime, async {
-        let listeners = listen(OUTBOUND_PORT).and_then(|out| Ok((out, listen(INBOUND_PORT)?)));
-        let (outbound, inbound) = match listeners {
-            Ok(listeners) => listeners,
-            Err(error) => {
-                let _ = opened.send(Err(error.into()));
-                return;
-            }
-        };
         let worker = Worker::new(shared.clone());
-        for (listeners, direction) in [
-            (outbound, Direction::Outbound),
-            (inbound, Direction::Inbound),
-        ] {
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let listeners = match listen(direction) {
+                Ok(listeners) => listeners,
+                Err(error) => {
+                    let _ = opened.send(Err(error.into()));
+                    return;
+                }
+            };
             for listener in listeners {
                 tokio::task::spawn_local(accept::accept(worker.clone(), listener, direction));
             }

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::config::{Destination, Endpoint, Protocol};
 use crate::detect::Spoken;
-use crate::first::{First, first};
+use crate::first::{First, Speaker, first};
 use crate::http::h2::Dialect;
 use crate::http::plan::{OutboundSide, Side};
 use crate::http::serve::{serve_h1, serve_h2};
@@ -47,18 +47,20 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
                 // Of HTTP, the client speaks first.
                 _ => std::future::pending().await,
             };
-            let at_once = local.server_first.get();
-            match first(&mut client, at_once, connect).await {
+            match first(&mut client, local.first_speaker.get(), connect).await {
                 Ok(First::Client(spoken, early)) => (spoken, early),
                 Ok(First::Server(server, early)) => {
-                    local.server_first.set(early.is_empty());
+                    local.first_speaker.set(match early.is_empty() {
+                        true => Speaker::Server,
+                        false => Speaker::Client,
+                    });
                     return join(&worker, &local, client.with_early(early), server, None).await;
                 }
                 Ok(First::Gone) | Err(_) => return,
             }
         }
     };
-    local.server_first.set(false);
+    local.first_speaker.set(Speaker::Client);
     let side = || {
         Side::Outbound(OutboundSide {
             worker: worker.clone(),

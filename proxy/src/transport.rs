@@ -39,8 +39,8 @@ struct Tls {
 }
 
 /// Sets what every socket of the proxy has.
-pub fn prepare(tcp: &TcpStream) {
-    let socket = SockRef::from(tcp);
+pub fn prepare<'a>(socket: impl Into<SockRef<'a>>) {
+    let socket = socket.into();
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
         .with_interval(KEEPALIVE / 6)
@@ -252,6 +252,11 @@ impl Io {
         });
         put_back(scratch);
         read
+    }
+
+    /// Whether `poll_peek` found bytes.
+    pub fn has_peeked(&self) -> bool {
+        !self.peeked.is_empty()
     }
 
     /// The socket, of a connection without TLS, and what was read from it.

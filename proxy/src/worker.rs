@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use crate::config::{Backend, Destination, Endpoint, Inbound};
+use crate::first::Speaker;
 use crate::shared::{Shared, Slot};
 use crate::telemetry::{Edge, EdgeKey, WorkerEdges};
 use crate::upstream::{Balancer, LocalEndpoint};
@@ -37,8 +38,8 @@ pub struct Worker {
 pub struct LocalDestination {
     slot: Arc<Slot<Destination>>,
     used: Cell<Instant>,
-    /// The server of an undeclared port spoke first the last time.
-    pub server_first: Cell<bool>,
+    /// Who spoke first the last time, on a port that declares nothing.
+    pub first_speaker: Cell<Speaker>,
     edges: RefCell<Vec<(EdgeMark, Rc<Edge>)>>,
 }
 
@@ -132,7 +133,7 @@ impl Worker {
             let local = Rc::new(LocalDestination {
                 slot: self.shared.destination(address),
                 used: Cell::new(Instant::now()),
-                server_first: Cell::new(false),
+                first_speaker: Cell::new(Speaker::Unknown),
                 edges: RefCell::default(),
             });
             self.destinations

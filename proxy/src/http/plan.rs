@@ -199,16 +199,22 @@ impl InboundSide {
         inbound: &Inbound,
         head: Option<&RequestHead>,
     ) -> weft_policy::authorization::Verdict {
-        let http = head.map(|h| h as &dyn weft_policy::RequestView);
-        inbound.policies.decide(&Call {
-            identity: self
-                .peer
-                .as_ref()
-                .and_then(|p| Identity::from_uri(p.as_str())),
+        inbound.policies.decide(&self.call(head))
+    }
+
+    /// Whether some request of this caller could be allowed here.
+    pub fn may_allow_a_request(&self, inbound: &Inbound) -> bool {
+        inbound.policies.may_allow_a_request(&self.call(None))
+    }
+
+    fn call<'a>(&'a self, head: Option<&'a RequestHead>) -> Call<'a> {
+        let peer = self.peer.as_ref();
+        Call {
+            identity: peer.and_then(|p| Identity::from_uri(p.as_str())),
             source_ip: self.peer_ip,
             port: self.address.port(),
-            http,
-        })
+            http: head.map(|h| h as &dyn weft_policy::RequestView),
+        }
     }
 
     /// Whether a configuration lets a running call go on.

@@ -47,7 +47,9 @@ pub async fn serve_h1(side: &Side, io: Io) {
             }
         }
     }
-    if let Leg::H1(message) = &mut leg {
+    if let Leg::H1(message) = &mut leg
+        && !message.peer_ended()
+    {
         linger(message).await;
     }
 }

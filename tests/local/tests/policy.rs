@@ -29,6 +29,30 @@ fn an_allow_lets_in_whom_it_names_and_nobody_else() {
     });
 }
 
+/// Who keeps a connection in reserve says nothing on it for a while.
+#[test]
+fn a_client_that_is_silent_at_first_may_still_ask_what_it_may() {
+    let allow = "action: Allow, rules: [{sources: [{type: ServiceAccount, serviceAccount: {name: client}}], httpAttributes: [{methods: [GET]}]}]";
+    let mesh = Mesh::up(
+        &(client("client") + &client("other") + &web("web", 1) + &policy("p", "web", allow)),
+    );
+    let ask = |pod: &str| {
+        let silent = "exec 3<>/dev/tcp/web/80; sleep 0.5; \
+            printf 'GET /items HTTP/1.1\\r\\nhost: web\\r\\nconnection: close\\r\\n\\r\\n' >&3; head -1 <&3";
+        mesh.sh(pod, silent).out
+    };
+    assert!(ask("deploy/client").starts_with("HTTP/1.1 200"));
+    // Not HTTP: the port is not for it, and it is told so by a reset.
+    let opaque = mesh.sh(
+        "deploy/client",
+        "exec 3<>/dev/tcp/web/80; sleep 0.2; printf '\\0\\1\\2' >&3; timeout 5 cat <&3; echo $?",
+    );
+    assert_eq!(opaque.out.trim(), "1", "{}", opaque.err);
+    // Whom no rule names is not kept waiting.
+    let refused = "exec 3<>/dev/tcp/web/80; timeout 5 cat <&3; echo $?";
+    assert_eq!(mesh.sh("deploy/other", refused).out.trim(), "1");
+}
+
 #[test]
 fn requests_are_told_apart_by_method_path_host_and_header() {
     let deny = "action: Deny, rules: [{httpAttributes: [{paths: [{type: PathPrefix, value: /admin}]}, {methods: [PUT]}, {hosts: [evil.example]}, {headers: [{name: x-tier, value: gold}]}]}]";

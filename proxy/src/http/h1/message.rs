@@ -30,6 +30,7 @@ pub struct Message {
     reader: Reader,
     writer: Writer,
     shut_down: bool,
+    peer_ended: bool,
 }
 
 fn malformed(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -47,6 +48,7 @@ impl Message {
             reader: Reader::new(Framing::None),
             writer: Writer::new(Framing::None),
             shut_down: false,
+            peer_ended: false,
         }
     }
 
@@ -85,6 +87,7 @@ impl Message {
         parse: &mut Parse<'_, T, E>,
     ) -> io::Result<HeadIn<T>> {
         if bytes.is_empty() {
+            self.peer_ended = true;
             return match self.input.is_empty() {
                 true => Ok(HeadIn::Ended),
                 false => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -119,6 +122,11 @@ impl Message {
         } else {
             self.input.drain(..length);
         }
+    }
+
+    /// Whether the peer ended its side where a head was expected.
+    pub fn peer_ended(&self) -> bool {
+        self.peer_ended
     }
 
     /// Whether the start of a head is waiting for its end.
