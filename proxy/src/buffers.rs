@@ -41,6 +41,34 @@ pub fn put_back(buffer: Vec<u8>) {
     });
 }
 
+thread_local! {
+    static HEADS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Room for a head and a short body.
+const HEAD: usize = 4 * 1024;
+/// Such buffers that a thread keeps.
+const KEEP_HEADS: usize = 64;
+
+/// An empty buffer to write a message into.
+pub fn take_head() -> Vec<u8> {
+    HEADS
+        .with_borrow_mut(Vec::pop)
+        .unwrap_or_else(|| Vec::with_capacity(HEAD))
+}
+
+/// Gives back what was written and sent; what has grown is freed.
+pub fn put_back_head(mut buffer: Vec<u8>) {
+    buffer.clear();
+    if buffer.capacity() == HEAD {
+        HEADS.with_borrow_mut(|kept| {
+            if kept.len() < KEEP_HEADS {
+                kept.push(buffer);
+            }
+        });
+    }
+}
+
 /// Frees the large buffers: called when a worker has been quiet.
 pub fn release_bulk() {
     SCRATCHES.with_borrow_mut(|(_, bulk)| bulk.clear());

@@ -111,10 +111,12 @@ fn run_worker(shared: Arc<Shared>, opened: &std::sync::mpsc::Sender<anyhow::Resu
             }
         }
         tokio::task::spawn_local(worker.clone().tick());
-        tokio::task::spawn_local(worker.watch_policy());
+        tokio::task::spawn_local(worker.clone().watch_policy());
+        tokio::task::spawn_local(worker.clone().watch_draining());
         let _ = opened.send(Ok(()));
         let mut phase = shared.phase.subscribe();
         let _ = phase.wait_for(|phase| *phase == Phase::Stopping).await;
+        worker.idle.stop();
         drain::wait_for_connections(&shared).await;
     });
 }

@@ -13,10 +13,14 @@ use slab::Slab;
 
 use crate::config::{Backend, Destination, Endpoint, Inbound};
 use crate::first::Speaker;
-use crate::shared::{Shared, Slot};
+use crate::http::h2::Connection;
+use crate::shared::{Phase, Shared, Slot};
 use crate::telemetry::{Edge, EdgeKey, WorkerEdges};
 use crate::upstream::{Balancer, LocalEndpoint};
 
+/// Between asking callers to leave and taking no more requests: a round trip,
+/// amply.
+const GRACE: Duration = Duration::from_millis(500);
 /// A destination that was not used for this long is let go.
 const LAPSE: Duration = Duration::from_secs(120);
 
@@ -28,6 +32,10 @@ pub struct Worker {
     pub edges: WorkerEdges,
     /// Calls that a change of policy may end.
     pub calls: ActiveCalls,
+    /// Connections that wait for a request.
+    pub idle: IdleConnections,
+    /// HTTP/2 connections, which are asked to leave when the proxy drains.
+    pub served: ServedConnections,
     endpoints: RefCell<HashMap<(SocketAddr, bool), Rc<LocalEndpoint>>>,
     destinations: RefCell<HashMap<SocketAddr, Rc<LocalDestination>>>,
     balancers: RefCell<HashMap<String, Rc<Balancer>>>,
@@ -59,6 +67,8 @@ impl Worker {
             shared,
             edges: WorkerEdges::default(),
             calls: ActiveCalls::default(),
+            idle: IdleConnections::default(),
+            served: ServedConnections::default(),
             endpoints: RefCell::default(),
             destinations: RefCell::default(),
             balancers: RefCell::default(),
@@ -189,6 +199,21 @@ impl Worker {
             self.endpoints
                 .borrow_mut()
                 .retain(|_, e| Rc::strong_count(e) > 1 || !e.is_unused());
+        }
+    }
+
+    /// When the proxy drains, asks the peers of HTTP/2 connections to leave.
+    pub async fn watch_draining(self: Rc<Self>) {
+        let mut phase = self.shared.phase.subscribe();
+        if phase.wait_for(|p| *p >= Phase::Draining).await.is_ok() {
+            let connections: Vec<_> = self
+                .served
+                .connections
+                .borrow()
+                .iter()
+                .map(|(_, c)| c.clone())
+                .collect();
+            leave(&connections).await;
         }
     }
 
@@ -342,6 +367,105 @@ impl CallGuard {
 impl Drop for CallGuard {
     fn drop(&mut self) {
         self.worker.calls.calls.borrow_mut().try_remove(self.key);
+    }
+}
+
+/// Connections of HTTP/2 and of the mesh's framing that are served.
+#[derive(Default)]
+pub struct ServedConnections {
+    connections: RefCell<Slab<Rc<Connection>>>,
+}
+
+/// A connection's place among those that are served, until it is dropped.
+pub struct ServedGuard {
+    worker: Rc<Worker>,
+    key: usize,
+}
+
+impl ServedConnections {
+    /// Adds a connection; one that comes while the proxy drains is asked to
+    /// leave at once.
+    pub fn register(&self, worker: &Rc<Worker>, connection: Rc<Connection>) -> ServedGuard {
+        if worker.shared.is_draining() {
+            let connection = connection.clone();
+            tokio::task::spawn_local(async move { leave(&[connection]).await });
+        }
+        ServedGuard {
+            worker: worker.clone(),
+            key: self.connections.borrow_mut().insert(connection),
+        }
+    }
+}
+
+impl Drop for ServedGuard {
+    fn drop(&mut self) {
+        self.worker
+            .served
+            .connections
+            .borrow_mut()
+            .try_remove(self.key);
+    }
+}
+
+/// Both phases of a shutdown (RFC 9113 section 6.8).
+async fn leave(connections: &[Rc<Connection>]) {
+    for connection in connections {
+        connection.announce_shutdown();
+    }
+    tokio::time::sleep(GRACE).await;
+    for connection in connections {
+        connection.shutdown();
+    }
+}
+
+/// Connections between requests: they end when the proxy stops.
+#[derive(Default)]
+pub struct IdleConnections {
+    stopping: Cell<bool>,
+    wakers: RefCell<Slab<Waker>>,
+}
+
+/// A connection's place among the idle ones, until it is dropped.
+pub struct IdleGuard<'a> {
+    idle: &'a IdleConnections,
+    key: Option<usize>,
+}
+
+impl IdleConnections {
+    /// A place for a connection.
+    pub fn register(&self) -> IdleGuard<'_> {
+        IdleGuard {
+            idle: self,
+            key: None,
+        }
+    }
+
+    /// Ends them, and those that become idle.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        for (_, waker) in self.wakers.borrow().iter() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+impl IdleGuard<'_> {
+    /// Whether the proxy stops; otherwise the task is woken when it does.
+    pub fn must_end(&mut self, waker: &Waker) -> bool {
+        let mut wakers = self.idle.wakers.borrow_mut();
+        match self.key.and_then(|key| wakers.get_mut(key)) {
+            Some(known) => known.clone_from(waker),
+            None => self.key = Some(wakers.insert(waker.clone())),
+        }
+        self.idle.stopping.get()
+    }
+}
+
+impl Drop for IdleGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.idle.wakers.borrow_mut().try_remove(key);
+        }
     }
 }
 

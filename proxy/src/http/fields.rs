@@ -8,6 +8,15 @@ pub struct Span {
 }
 
 impl Span {
+    /// A part of it, by offsets from its start.
+    pub fn part(self, part: std::ops::Range<usize>) -> Self {
+        let at = |offset: usize| self.end.min(self.start + offset as u32);
+        Self {
+            start: at(part.start),
+            end: at(part.end),
+        }
+    }
+
     fn range(self) -> std::ops::Range<usize> {
         self.start as usize..self.end as usize
     }
@@ -81,6 +90,14 @@ pub struct Fields {
 }
 
 impl Fields {
+    /// Without fields, with room for a message of so many bytes.
+    pub fn with_room(bytes: usize, fields: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(bytes),
+            entries: Vec::with_capacity(fields),
+        }
+    }
+
     /// Keeps a text beside the fields.
     pub fn keep(&mut self, text: &[u8]) -> Span {
         let start = self.bytes.len() as u32;

@@ -35,34 +35,38 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
-    /// Sets the method.
-    pub fn set_method(&mut self, method: &[u8]) {
-        self.method = self.fields.keep(method);
+    /// Sets the method, a text that `fields` keep.
+    pub fn set_method(&mut self, method: Span) {
+        self.method = method;
     }
 
-    /// Sets path and query from a request target in origin form or `*`. The
-    /// path is brought into its normal form.
-    pub fn set_target(&mut self, target: &[u8]) -> Result<(), PathError> {
-        let target = target.split(|&b| b == b'#').next().unwrap_or_default();
-        let mut parts = target.splitn(2, |&b| b == b'?');
+    /// Sets path and query from a request target in origin form or `*`, a text
+    /// that `fields` keep. The path is brought into its normal form.
+    pub fn set_target(&mut self, target: Span) -> Result<(), PathError> {
+        let text = self.fields.text(target);
+        let text = text.split(|&b| b == b'#').next().unwrap_or_default();
+        let mut parts = text.splitn(2, |&b| b == b'?');
         let path = parts.next().unwrap_or_default();
-        self.query = None;
-        if let Some(query) = parts.next() {
-            if query.iter().any(|&b| b <= b' ' || b == 0x7f) {
-                return Err(PathError::Character);
-            }
-            self.query = Some(self.fields.keep(query));
+        let query = parts.next();
+        if query.is_some_and(|q| q.iter().any(|&b| b <= b' ' || b == 0x7f)) {
+            return Err(PathError::Character);
         }
-        self.path = match normalize(path)? {
-            Cow::Borrowed(path) => self.fields.keep(path),
-            Cow::Owned(path) => self.fields.keep(&path),
+        let (length, end) = (path.len(), text.len());
+        let normal = match normalize(path)? {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(path) => Some(path),
+        };
+        self.query = query.map(|_| target.part(length + 1..end));
+        self.path = match normal {
+            None => target.part(0..length),
+            Some(path) => self.fields.keep(&path),
         };
         Ok(())
     }
 
-    /// Sets host and port.
-    pub fn set_authority(&mut self, authority: &[u8]) {
-        self.authority = self.fields.keep(authority);
+    /// Sets host and port, a text that `fields` keep.
+    pub fn set_authority(&mut self, authority: Span) {
+        self.authority = authority;
     }
 
     /// Says that the scheme is `https`.
@@ -169,9 +173,9 @@ impl ResponseHead {
         }
     }
 
-    /// Sets the reason phrase.
-    pub fn set_reason(&mut self, reason: &[u8]) {
-        self.reason = self.fields.keep(reason);
+    /// Sets the reason phrase, a text that `fields` keep.
+    pub fn set_reason(&mut self, reason: Span) {
+        self.reason = reason;
     }
 
     /// The reason phrase as it came; empty if none did.

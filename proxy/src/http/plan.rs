@@ -210,7 +210,12 @@ impl InboundSide {
     fn call<'a>(&'a self, head: Option<&'a RequestHead>) -> Call<'a> {
         let peer = self.peer.as_ref();
         Call {
-            identity: peer.and_then(|p| Identity::from_uri(p.as_str())),
+            identity: peer.map(|p| Identity {
+                uri: p.as_str(),
+                trust_domain: p.trust_domain(),
+                namespace: p.namespace(),
+                service_account: p.service_account(),
+            }),
             source_ip: self.peer_ip,
             port: self.address.port(),
             http: head.map(|h| h as &dyn weft_policy::RequestView),

@@ -15,23 +15,20 @@ use super::head::{RequestHead, Version};
 use super::leg::Leg;
 use super::local::LocalResponse;
 use super::plan::Side;
-use crate::shared::Phase;
 use crate::telemetry::Flag;
 use crate::transport::Io;
+use crate::worker::IdleGuard;
 
 /// For a head that has begun to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between asking callers to leave and taking no more requests: a round trip,
-/// amply.
-const GRACE: Duration = Duration::from_millis(500);
 
 /// Serves HTTP/1 until the connection ends.
 pub async fn serve_h1(side: &Side, io: Io) {
     let mut leg = Leg::H1(Box::new(Message::new(io)));
-    let mut phase = side.worker().shared.phase.subscribe();
+    let mut idle = side.worker().idle.register();
     loop {
         let Leg::H1(message) = &mut leg else { return };
-        match next_request(message, &mut phase).await {
+        match next_request(message, &mut idle).await {
             Ok(Some((head, framing))) => {
                 message.start_reading(framing);
                 // In a box of its own, so that an idle connection is small.
@@ -60,41 +57,27 @@ type Request = (RequestHead, Framing);
 /// request has begun.
 async fn next_request(
     message: &mut Message,
-    phase: &mut tokio::sync::watch::Receiver<Phase>,
+    idle: &mut IdleGuard<'_>,
 ) -> io::Result<Option<Request>> {
     let mut parse = |bytes: &[u8]| {
         let mut head = RequestHead::default();
         let parsed = h1::parse_request(bytes, &mut head)?;
         Ok::<_, HeadError>(parsed.map(|(length, framing)| (length, (head, framing))))
     };
-    // Usually it is there already, or nothing is.
-    let first = poll_fn(|cx| match message.poll_head(cx, &mut parse) {
+    let begun = poll_fn(|cx| match message.poll_head(cx, &mut parse) {
         Poll::Ready(head) => Poll::Ready(Some(head)),
-        Poll::Pending => Poll::Ready(None),
+        Poll::Pending if message.has_input() => Poll::Ready(None),
+        // An idle connection ends when the application has gone: until then a
+        // request that is on its way is answered.
+        Poll::Pending if idle.must_end(cx.waker()) => Poll::Ready(Some(Ok(None))),
+        Poll::Pending => {
+            message.release();
+            Poll::Pending
+        }
     })
     .await;
-    if let Some(head) = first {
+    if let Some(head) = begun {
         return head;
-    }
-    if !message.has_input() {
-        message.release();
-        tokio::select! {
-            head = poll_fn(|cx| {
-                let head = message.poll_head(cx, &mut parse);
-                match head {
-                    Poll::Pending if message.has_input() => Poll::Ready(None),
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(head) => Poll::Ready(Some(head)),
-                }
-            }) => {
-                if let Some(head) = head {
-                    return head;
-                }
-            }
-            // An idle connection ends when the application has gone: until
-            // then a request that is on its way is answered.
-            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return Ok(None),
-        }
     }
     let rest = poll_fn(|cx| message.poll_head(cx, &mut parse));
     tokio::time::timeout(HEAD_TIMEOUT, rest)
@@ -149,30 +132,16 @@ async fn linger(message: &mut Message) {
 /// Serves HTTP/2, or the mesh's framing, until the connection ends.
 pub async fn serve_h2(side: Rc<Side>, io: Io, initial: Vec<u8>, dialect: Dialect) {
     let connection = Connection::new(Role::Server, dialect);
-    let mut phase = side.worker().shared.phase.subscribe();
-    let driving = drive(connection.clone(), io, initial, |stream, head| {
+    let worker = side.worker().clone();
+    let _served = worker.served.register(&worker, connection.clone());
+    let ended = drive(connection.clone(), io, initial, |stream, head| {
         let side = side.clone();
-        tokio::task::spawn_local(answer(side, stream, head));
-    });
-    let leaving = async {
-        if phase
-            .wait_for(|phase| *phase >= Phase::Draining)
-            .await
-            .is_ok()
-        {
-            connection.announce_shutdown();
-            tokio::time::sleep(GRACE).await;
-            connection.shutdown();
-        }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        ended = driving => {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended");
-            }
-        }
-        () = leaving => {}
+        // Boxed: the runtime moves a task several times before it runs.
+        tokio::task::spawn_local(Box::pin(answer(side, stream, head)));
+    })
+    .await;
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::body::{Found, Framing, Reader, Writer};
-use crate::buffers::{put_back, take_scratch};
+use crate::buffers::{put_back, put_back_head, take_head, take_scratch};
 use crate::http::fields::Fields;
 use crate::http::h2::BodyEvent;
 use crate::transport::Io;
@@ -134,13 +134,10 @@ impl Message {
         !self.input.is_empty()
     }
 
-    /// Frees the buffers that are empty: an idle connection holds none.
+    /// Frees the input buffer if it is empty: an idle connection holds none.
     pub fn release(&mut self) {
         if self.input.is_empty() {
             self.input = Vec::new();
-        }
-        if self.out.is_empty() {
-            self.out = Vec::new();
         }
     }
 
@@ -221,11 +218,19 @@ impl Message {
     /// Queues a head, written by `write`, and says how the body to come is framed.
     pub fn start_writing(&mut self, framing: Framing, write: impl FnOnce(&mut Vec<u8>)) {
         self.writer = Writer::new(framing);
+        self.take_room();
         write(&mut self.out);
+    }
+
+    fn take_room(&mut self) {
+        if self.out.capacity() == 0 {
+            self.out = take_head();
+        }
     }
 
     /// Queues an interim head.
     pub fn write_interim(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.take_room();
         write(&mut self.out);
     }
 
@@ -270,11 +275,10 @@ impl Message {
             let left = self.out.get(self.sent..).unwrap_or_default();
             self.sent += ready!(self.io.poll_write(cx, left))?;
         }
-        self.out.clear();
-        self.sent = 0;
-        if self.out.capacity() > KEEP_BUFFER {
-            self.out = Vec::new();
+        if self.out.capacity() > 0 {
+            put_back_head(std::mem::take(&mut self.out));
         }
+        self.sent = 0;
         self.io.poll_flush(cx)
     }
 

@@ -11,6 +11,8 @@ use crate::http::head::{RequestHead, ResponseHead, Version};
 pub const MAX_HEAD: usize = 64 * 1024;
 /// Most fields in a head.
 const MAX_FIELDS: usize = 128;
+/// Room for fields that routes and traces add.
+const SPARE_FIELDS: usize = 4;
 
 /// Why a head is refused, and with which status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -118,7 +120,10 @@ pub fn parse_request(
     } else {
         Version::H10
     };
-    head.set_method(request.method.unwrap_or_default().as_bytes());
+    head.fields = Fields::with_room(length, request.headers.len() + SPARE_FIELDS);
+    let method = request.method.unwrap_or_default().as_bytes();
+    let method = head.fields.keep(method);
+    head.set_method(method);
     let mut host: Option<&[u8]> = None;
     for header in request.headers.iter() {
         if header.name.eq_ignore_ascii_case("host") {
@@ -151,12 +156,13 @@ fn set_target(head: &mut RequestHead, target: &[u8], host: &[u8]) -> Result<(), 
             .unwrap_or(rest.len());
         let (host, path) = rest.split_at(end);
         authority = host;
-        match path.first() {
-            Some(b'/') => head.set_target(path),
-            _ => head.set_target(&[b"/", path].concat()),
-        }
-        .map_err(path_error)?;
+        let path = match path.first() {
+            Some(b'/') => head.fields.keep(path),
+            _ => head.fields.keep(&[b"/", path].concat()),
+        };
+        head.set_target(path).map_err(path_error)?;
     } else {
+        let target = head.fields.keep(target);
         head.set_target(target).map_err(path_error)?;
     }
     if !crate::http::h2_authority(authority) {
@@ -164,6 +170,7 @@ fn set_target(head: &mut RequestHead, target: &[u8], host: &[u8]) -> Result<(), 
             "the host has characters that are not allowed",
         ));
     }
+    let authority = head.fields.keep(authority);
     head.set_authority(authority);
     Ok(())
 }
@@ -244,7 +251,10 @@ pub fn parse_response(
     if !(100..600).contains(&head.status) {
         return Err(HeadError::Bad("the status is not one of HTTP"));
     }
-    head.set_reason(response.reason.unwrap_or_default().as_bytes());
+    head.fields = Fields::with_room(length, response.headers.len() + SPARE_FIELDS);
+    let reason = response.reason.unwrap_or_default().as_bytes();
+    let reason = head.fields.keep(reason);
+    head.set_reason(reason);
     for header in response.headers.iter() {
         head.fields.push(header.name.as_bytes(), header.value);
     }

@@ -3,11 +3,15 @@
 
 use super::Dialect;
 use super::hpack::{DecodeError, Decoder, put_field, put_field_lower, put_indexed, put_named};
-use crate::http::fields::{Fields, Known};
+use crate::http::fields::{Fields, Known, Span};
 use crate::http::head::{RequestHead, ResponseHead, Version, usual_reason};
 
 /// Most fields in a block.
 const MAX_FIELDS: usize = 256;
+/// Room for what a block's indices stand for, and for what routes and traces
+/// add.
+const ROOM: usize = 128;
+const ROOM_FIELDS: usize = 16;
 /// Largest field list accepted, counted as RFC 9113 section 6.5.2 does.
 pub const MAX_LIST: usize = 64 * 1024;
 
@@ -32,17 +36,26 @@ impl From<DecodeError> for BlockError {
 #[derive(Default)]
 struct Parsed {
     fields: Fields,
-    method: Option<Vec<u8>>,
-    scheme: Option<Vec<u8>>,
-    authority: Option<Vec<u8>>,
-    path: Option<Vec<u8>>,
-    status: Option<Vec<u8>>,
-    reason: Option<Vec<u8>>,
-    weft: Option<Vec<u8>>,
+    method: Option<Span>,
+    scheme: Option<Span>,
+    authority: Option<Span>,
+    path: Option<Span>,
+    status: Option<Span>,
+    reason: Option<Span>,
+    weft: Option<Span>,
+}
+
+impl Parsed {
+    fn text(&self, span: Option<Span>) -> Option<&[u8]> {
+        span.map(|span| self.fields.text(span))
+    }
 }
 
 fn parse(decoder: &mut Decoder, block: &[u8], dialect: Dialect) -> Result<Parsed, BlockError> {
-    let mut parsed = Parsed::default();
+    let mut parsed = Parsed {
+        fields: Fields::with_room(block.len() + ROOM, ROOM_FIELDS),
+        ..Parsed::default()
+    };
     let mut size = 0;
     let mut malformed = false;
     decoder.decode(block, |name, value| {
@@ -66,7 +79,7 @@ fn parse(decoder: &mut Decoder, block: &[u8], dialect: Dialect) -> Result<Parsed
             };
             // Pseudo-fields come first, each once (section 8.3).
             malformed |= slot.is_some() || parsed.fields.len() > 0;
-            *slot = Some(value.to_vec());
+            *slot = Some(parsed.fields.keep(value));
         } else {
             malformed |= !is_name(name, dialect) || !is_value(value);
             parsed.fields.push(name, value);
@@ -81,14 +94,30 @@ fn parse(decoder: &mut Decoder, block: &[u8], dialect: Dialect) -> Result<Parsed
     Ok(parsed)
 }
 
+/// Bytes of a name: 1 in every dialect, 2 in the mesh's only.
+static TOKEN: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = match byte as u8 {
+            b'a'..=b'z' | b'0'..=b'9' | b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' => 1,
+            b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~' => 1,
+            b'A'..=b'Z' => 2,
+            _ => 4,
+        };
+        byte += 1;
+    }
+    table
+};
+
 fn is_name(name: &[u8], dialect: Dialect) -> bool {
-    let token = |b: &u8| {
-        b.is_ascii_lowercase()
-            || b.is_ascii_digit()
-            || (dialect == Dialect::Mesh && b.is_ascii_uppercase())
-            || b"!#$%&'*+-.^_`|~".contains(b)
-    };
-    !name.is_empty() && name.iter().all(token)
+    let seen = name.iter().fold(0, |seen, &b| {
+        seen | TOKEN.get(usize::from(b)).copied().unwrap_or(4)
+    });
+    match dialect {
+        Dialect::Standard => seen == 1,
+        Dialect::Mesh => seen == 1 || seen == 2 || seen == 3,
+    }
 }
 
 fn is_value(value: &[u8]) -> bool {
@@ -115,50 +144,44 @@ pub fn parse_request(
     block: &[u8],
     dialect: Dialect,
 ) -> Result<RequestHead, BlockError> {
-    let mut parsed = parse(decoder, block, dialect)?;
-    let fields = std::mem::take(&mut parsed.fields);
-    let Parsed {
-        method: Some(method),
-        status: None,
-        reason: None,
-        ..
-    } = &parsed
-    else {
+    let parsed = parse(decoder, block, dialect)?;
+    let (Some(method), None, None) = (parsed.method, parsed.status, parsed.reason) else {
         return Err(BlockError::Malformed);
     };
-    let connect = method == b"CONNECT";
-    let version = match parsed.weft.as_deref() {
+    let connect = parsed.text(parsed.method) == Some(b"CONNECT");
+    let https = parsed.text(parsed.scheme) == Some(b"https");
+    let mut head = RequestHead::default();
+    head.version = match parsed.text(parsed.weft) {
         None => Version::H2,
         Some(b"1") => Version::H11,
         Some(b"0") => Version::H10,
         Some(_) => return Err(BlockError::Malformed),
     };
-    let mut head = RequestHead::default();
-    head.version = version;
-    head.fields = fields;
+    head.fields = parsed.fields;
     head.set_method(method);
-    match (&parsed.path, &parsed.scheme) {
-        (Some(path), Some(scheme)) if !connect => {
+    match (parsed.path, parsed.scheme) {
+        (Some(path), Some(_)) if !connect => {
             head.set_target(path).map_err(|_| BlockError::Malformed)?;
-            if scheme == b"https" {
+            if https {
                 head.set_https();
             }
         }
         (None, None) if connect => {}
         _ => return Err(BlockError::Malformed),
     }
-    let host = head.fields.known(Known::Host).next().map(<[u8]>::to_vec);
-    let authority = match (parsed.authority, host) {
-        (Some(a), Some(h)) if dialect == Dialect::Standard && !a.eq_ignore_ascii_case(&h) => {
-            return Err(BlockError::Malformed);
-        }
-        (Some(authority), _) | (None, Some(authority)) => authority,
-        (None, None) => Vec::new(),
-    };
-    if !is_authority(&authority) {
+    let host = head.fields.known(Known::Host).next();
+    let authority = parsed.authority.map(|a| head.fields.text(a));
+    let differ = |(a, h): (&[u8], &[u8])| !a.eq_ignore_ascii_case(h);
+    if (dialect == Dialect::Standard && authority.zip(host).is_some_and(differ))
+        || !is_authority(authority.or(host).unwrap_or_default())
+    {
         return Err(BlockError::Malformed);
     }
-    head.set_authority(&authority);
+    let authority = match (parsed.authority, host.map(<[u8]>::to_vec)) {
+        (Some(authority), _) => authority,
+        (None, host) => head.fields.keep(&host.unwrap_or_default()),
+    };
+    head.set_authority(authority);
     head.fields.remove("host");
     Ok(head)
 }
@@ -176,33 +199,29 @@ pub fn parse_response(
     dialect: Dialect,
 ) -> Result<ResponseHead, BlockError> {
     let parsed = parse(decoder, block, dialect)?;
-    let Parsed {
-        status: Some(status),
-        method: None,
-        path: None,
-        scheme: None,
-        authority: None,
-        ..
-    } = &parsed
-    else {
+    let of_requests = [parsed.method, parsed.path, parsed.scheme, parsed.authority];
+    if of_requests.iter().any(Option::is_some) {
         return Err(BlockError::Malformed);
+    }
+    let status = match parsed.text(parsed.status) {
+        Some(&[a @ b'1'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9']) => {
+            let digit = |d: u8| u16::from(d - b'0');
+            digit(a) * 100 + digit(b) * 10 + digit(c)
+        }
+        _ => return Err(BlockError::Malformed),
     };
-    let status = std::str::from_utf8(status)
-        .ok()
-        .filter(|s| s.len() == 3)
-        .and_then(|s| s.parse::<u16>().ok())
-        .filter(|s| (100..600).contains(s))
-        .ok_or(BlockError::Malformed)?;
-    let version = match parsed.weft.as_deref() {
+    let version = match parsed.text(parsed.weft) {
         Some(b"1") => Version::H11,
         Some(b"0") => Version::H10,
         _ => Version::H2,
     };
     let mut head = ResponseHead::new(status, version);
-    head.fields = parsed.fields;
-    if let Some(reason) = parsed.reason.filter(|r| is_value(r)) {
-        head.set_reason(&reason);
+    if let Some(reason) = parsed.reason
+        && is_value(parsed.fields.text(reason))
+    {
+        head.set_reason(reason);
     }
+    head.fields = parsed.fields;
     Ok(head)
 }
 
@@ -214,15 +233,15 @@ pub fn parse_trailers(
 ) -> Result<Fields, BlockError> {
     let parsed = parse(decoder, block, dialect)?;
     let pseudo = [
-        &parsed.method,
-        &parsed.scheme,
-        &parsed.authority,
-        &parsed.path,
-        &parsed.status,
-        &parsed.reason,
-        &parsed.weft,
+        parsed.method,
+        parsed.scheme,
+        parsed.authority,
+        parsed.path,
+        parsed.status,
+        parsed.reason,
+        parsed.weft,
     ];
-    if pseudo.iter().any(|p| p.is_some()) {
+    if pseudo.iter().any(Option::is_some) {
         return Err(BlockError::Malformed);
     }
     Ok(parsed.fields)

@@ -74,20 +74,18 @@ impl Decoder {
         index: bool,
         field: &mut impl FnMut(&[u8], &[u8]),
     ) -> Result<(), DecodeError> {
-        let (mut name, mut value) = std::mem::take(&mut self.scratch);
-        name.clear();
-        value.clear();
-        match integer(block, prefix)? {
-            0 => text(block, &mut name)?,
-            i => name.extend_from_slice(self.entry(i)?.0),
-        }
-        text(block, &mut value)?;
-        field(&name, &value);
+        let (mut name_room, mut value_room) = std::mem::take(&mut self.scratch);
+        let name = match integer(block, prefix)? {
+            0 => text(block, &mut name_room)?,
+            i => self.entry(i)?.0,
+        };
+        let value = text(block, &mut value_room)?;
+        field(name, value);
         if index {
+            let (name, value) = (name.to_vec(), value.to_vec());
             self.insert(name, value);
-        } else {
-            self.scratch = (name, value);
         }
+        self.scratch = (name_room, value_room);
         Ok(())
     }
 
@@ -146,8 +144,8 @@ fn integer(block: &mut &[u8], prefix: u8) -> Result<usize, DecodeError> {
     Ok(value)
 }
 
-/// Section 5.2.
-fn text(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
+/// Section 5.2. What is Huffman-coded is decoded into `out`.
+fn text<'o, 'b: 'o>(block: &mut &'b [u8], out: &'o mut Vec<u8>) -> Result<&'o [u8], DecodeError> {
     let coded = block.first().ok_or(DecodeError)? & 0x80 != 0;
     let length = integer(block, 7)?;
     if length > MAX_TEXT {
@@ -156,9 +154,9 @@ fn text(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
     let (bytes, rest) = block.split_at_checked(length).ok_or(DecodeError)?;
     *block = rest;
     if !coded {
-        out.extend_from_slice(bytes);
-        return Ok(());
+        return Ok(bytes);
     }
+    out.clear();
     let table = huffman();
     let mut node = 0;
     for byte in bytes {
@@ -176,10 +174,9 @@ fn text(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
         }
     }
     let accepted = table.accepting.get(node as usize).copied();
-    if accepted == Some(true) {
-        Ok(())
-    } else {
-        Err(DecodeError)
+    match accepted {
+        Some(true) => Ok(out),
+        _ => Err(DecodeError),
     }
 }
 
