@@ -9,11 +9,11 @@ demo:            ## builds, starts the example shop, shows it, cleans up
 test:            ## installs what the tests need and runs every test
 	@tests/setup.sh
 	@cargo build --release
-	@cargo test --release --workspace
+	@cargo test --workspace
 
 lint:            ## formatting, clippy with warnings as errors
 	@cargo fmt --all --check
-	@cargo clippy --release --workspace -- -D warnings
+	@cargo clippy --workspace --all-targets -- -D warnings
 
 bench:           ## measures Weft beside Envoy, HAProxy and nginx
 	@bench/setup.sh

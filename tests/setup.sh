@@ -21,3 +21,9 @@ mkdir -p "$tools"
 [ -x "$tools/grpcurl" ] || GOBIN=$tools go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 [ -x "$tools/h2spec" ] || GOBIN=$tools go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
 command -v openssl >/dev/null || examples/setup.sh test openssl:openssl
+collector=otel-collector-$(cat tests/otel-collector/* | sha256sum | cut -c1-16)
+if [ ! -x "$tools/$collector" ]; then
+    echo "building an OpenTelemetry collector (kept in $tools)"
+    go build -C tests/otel-collector -trimpath -ldflags='-s -w' -o "$tools/$collector" .
+    ln -sf "$collector" "$tools/otel-collector"
+fi

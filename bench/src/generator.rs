@@ -1,4 +1,5 @@
-//! What runs in the pods: bulk bytes and connections. Requests come from h2load.
+//! What runs in the pods: bulk bytes and connections. As many requests as are
+//! answered come from h2load.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
@@ -9,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 
 const CHUNK: usize = 256 * 1024;
-const REQUEST: &[u8] = b"GET /items/1 HTTP/1.1\r\nHost: server\r\nUser-Agent: bench\r\n\r\n";
+/// What is asked everywhere.
+pub const REQUEST: &[u8] = b"GET /items/1 HTTP/1.1\r\nHost: server\r\nUser-Agent: bench\r\n\r\n";
 
 /// Takes as many bytes on port 9000 as a sender says first, and answers with
 /// their number. (Not every peer passes on a half-closed connection.)
@@ -53,34 +55,37 @@ pub fn send(address: &str, bytes: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One request on a stream; the answer's body is as long as it says.
+/// Whether a whole answer has come: its body is as long as it says.
+pub fn body_is_complete(answer: &[u8]) -> anyhow::Result<bool> {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return Ok(false);
+    };
+    ensure!(head.starts_with("HTTP/1.1 200"), "answered {head}");
+    let length = head
+        .lines()
+        .filter_map(|l| l.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .and_then(|(_, value)| value.trim().parse::<usize>().ok())
+        .context("no content-length")?;
+    Ok(body.len() >= length)
+}
+
+/// One request on a stream.
 async fn request(stream: &mut tokio::net::TcpStream) -> anyhow::Result<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     stream.write_all(REQUEST).await?;
     let mut answer = Vec::with_capacity(1024);
-    loop {
+    while !body_is_complete(&answer)? {
         if stream.read_buf(&mut answer).await? == 0 {
             bail!("the connection ended before the answer");
         }
-        let text = String::from_utf8_lossy(&answer);
-        let Some((head, body)) = text.split_once("\r\n\r\n") else {
-            continue;
-        };
-        ensure!(head.starts_with("HTTP/1.1 200"), "answered {head}");
-        let length = head
-            .lines()
-            .filter_map(|l| l.split_once(':'))
-            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-            .and_then(|(_, value)| value.trim().parse::<usize>().ok())
-            .context("no content-length")?;
-        if body.len() >= length {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 /// Resolves once: what is measured are connections, not names.
-fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
+pub fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
     let mut addresses = address.to_socket_addrs()?;
     addresses
         .next()

@@ -13,7 +13,6 @@ use crate::topology::{Topology, program, within};
 
 const BULK: u64 = 2 << 30;
 const CONNECTIONS: u64 = 5_000;
-const RATE: u32 = 1_000;
 const HELD: usize = 1_000;
 
 /// One thing that is measured of every peer.
@@ -21,11 +20,11 @@ const HELD: usize = 1_000;
 pub enum Measure {
     /// HTTP/1.1, 64 connections, each asks again when it is answered.
     Http1Closed,
-    /// HTTP/1.1, 1,000 requests a second over 20 connections.
+    /// HTTP/1.1, 1,000 requests a second, a millisecond apart, over 20 connections.
     Http1Rate,
     /// HTTP/2, 8 connections with 8 requests each at a time.
     Http2Closed,
-    /// HTTP/2, 1,000 requests a second over 20 connections.
+    /// HTTP/2, 1,000 requests a second, a millisecond apart, over 20 connections.
     Http2Rate,
     /// One connection that sends 2 GiB.
     Bulk,
@@ -101,12 +100,9 @@ pub fn run(
     let proxies = topology.proxies(peer)?.concat();
     let duration = format!("{seconds}s");
     let url = match measure {
-        Measure::Http1Closed | Measure::Http1Rate => format!("http://{host}:8080/items/1"),
+        Measure::Http1Closed => format!("http://{host}:8080/items/1"),
         _ => format!("http://{host}:8081/items/1"),
     };
-    let log = topology.folder.path().join("requests.log");
-    let log = log.display().to_string();
-    let _ = std::fs::remove_file(&log);
     let h2load = |args: &[&str]| {
         let mut command = vec!["h2load"];
         command.extend(args);
@@ -115,29 +111,19 @@ pub fn run(
     };
     let generator = program("weft-bench")?.display().to_string();
     let (bulk, connections) = (BULK.to_string(), CONNECTIONS.to_string());
-    // Spread evenly: the connections begin a millisecond apart.
-    let count = (seconds * RATE).to_string();
-    let rate: &[&str] = &[
-        "-n",
-        &count,
-        "-c",
-        "20",
-        "--rps",
-        "50",
-        "-r",
-        "1",
-        "--rate-period",
-        "1ms",
-        "--log-file",
-        &log,
-    ];
     let before = cpu(&proxies);
     let start = Instant::now();
     let output = match measure {
         Measure::Http1Closed => h2load(&["--h1", "-D", &duration, "-c", "64"])?,
-        Measure::Http1Rate => h2load(&[&["--h1"], rate].concat())?,
+        Measure::Http1Rate => {
+            let to = format!("{host}:8080");
+            topology.in_client(peer, &[&generator, "rate", &to, &seconds.to_string()])?
+        }
         Measure::Http2Closed => h2load(&["-D", &duration, "-c", "8", "-m", "8"])?,
-        Measure::Http2Rate => h2load(rate)?,
+        Measure::Http2Rate => {
+            let (to, seconds) = (format!("{host}:8081"), seconds.to_string());
+            topology.in_client(peer, &[&generator, "rate", &to, &seconds, "--http2"])?
+        }
         Measure::Bulk => {
             let to = format!("{host}:9000");
             topology.in_client(peer, &[&generator, "send", &to, &bulk])?
@@ -149,12 +135,20 @@ pub fn run(
     };
     let took = start.elapsed().as_secs_f64();
     let used = cpu(&proxies).saturating_sub(before).as_secs_f64() * 1000.0;
+    let (mut p50, mut p99) = (0.0, 0.0);
     let (rate, count) = match measure {
         Measure::Bulk => (2.0 / took, 2.0),
         Measure::Connections => (CONNECTIONS as f64 / took, CONNECTIONS as f64),
-        _ => requests(&String::from_utf8_lossy(&output.stdout))?,
+        Measure::Http1Rate | Measure::Http2Rate => {
+            let times = String::from_utf8_lossy(&output.stdout).into_owned();
+            (p50, p99) = percentiles(&times);
+            let count = times.lines().count() as f64;
+            (count / f64::from(seconds), count)
+        }
+        Measure::Http1Closed | Measure::Http2Closed => {
+            requests(&String::from_utf8_lossy(&output.stdout))?
+        }
     };
-    let (p50, p99) = percentiles(&log);
     Ok(Sample {
         rate,
         cpu_ms: used / count,
@@ -191,12 +185,8 @@ fn requests(output: &str) -> anyhow::Result<(f64, f64)> {
     Ok((rate, done))
 }
 
-fn percentiles(log: &str) -> (f64, f64) {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let mut times: Vec<u64> = text
-        .lines()
-        .filter_map(|l| l.split('\t').nth(2)?.parse().ok())
-        .collect();
+fn percentiles(times: &str) -> (f64, f64) {
+    let mut times: Vec<u64> = times.lines().filter_map(|l| l.parse().ok()).collect();
     times.sort_unstable();
     let at = |share: f64| {
         let index = (times.len() as f64 * share) as usize;

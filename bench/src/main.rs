@@ -5,6 +5,7 @@ mod generator;
 mod load;
 mod peer;
 mod processes;
+mod rate;
 mod report;
 mod topology;
 
@@ -64,6 +65,17 @@ enum Part {
         /// How many at a time
         concurrency: usize,
     },
+    /// Makes 1,000 requests a second, evenly, and prints the time of each in
+    /// microseconds
+    Rate {
+        /// Address of the server
+        address: String,
+        /// For how long
+        seconds: u32,
+        /// Speak HTTP/2
+        #[arg(long)]
+        http2: bool,
+    },
     /// Makes a request on each of many connections and keeps them open
     Hold {
         /// Address of the server
@@ -83,6 +95,11 @@ fn main() -> ExitCode {
             count,
             concurrency,
         }) => generator::connect(address, *count, *concurrency),
+        Some(Part::Rate {
+            address,
+            seconds,
+            http2,
+        }) => rate::run(address, *seconds, *http2),
         Some(Part::Hold { address, count }) => generator::hold(address, *count),
         None => bench(&args),
     };

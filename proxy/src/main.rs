@@ -8,6 +8,9 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // A sidecar's memory is small: whole huge pages of it would lie idle. Where
+    // the kernel cannot be told, it only uses more.
+    let _ = nix::sys::prctl::set_thp_disable(true);
     let settings = weft_proxy::Settings::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&settings.log).unwrap_or_default();
     tracing_subscriber::fmt()

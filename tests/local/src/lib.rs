@@ -40,12 +40,12 @@ impl From<Output> for Ran {
     }
 }
 
-/// Folder of the binaries under test.
+/// Folder of the binaries under test: what `cargo build --release` made.
 pub fn programs() -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    path
+    let target = std::env::var("CARGO_TARGET_DIR").map(PathBuf::from);
+    target
+        .unwrap_or_else(|_| repository().join("target"))
+        .join("release")
 }
 
 /// The repository.
@@ -62,6 +62,16 @@ pub fn tool(name: &str) -> PathBuf {
     let cache =
         cache.unwrap_or_else(|_| PathBuf::from(std::env::var("HOME").unwrap()).join(".cache"));
     cache.join("weft/tools").join(name)
+}
+
+/// The same, where the applications' user may run it.
+pub fn tool_for_pods(name: &str) -> String {
+    let place = format!("/run/weft-{name}");
+    // Another test's pod may run it now: replaced, not written to.
+    let new = format!("{place}.{}", std::process::id());
+    std::fs::copy(tool(name), &new).unwrap();
+    std::fs::rename(&new, &place).unwrap();
+    place
 }
 
 /// `meshctl` with arguments.

@@ -122,7 +122,7 @@ fn a_taken_port_is_explained() {
     let taken = Command::new("unshare")
         .args(["-n", "bash", "-c"])
         .arg(format!(
-            "ip link set lo up; /usr/bin/python3 -c 'import socket,time; s=socket.create_server((\"0.0.0.0\", 15001)); time.sleep(5)' >/dev/null & sleep 0.5; timeout 4 {} --control-plane 127.0.0.1:1 --control-plane-identity spiffe://a/ns/b/sa/c --trust-bundle /x --token /x --pod p --namespace n",
+            "ip link set lo up; exec 3< <(/usr/bin/python3 -uc 'import socket,time; s=socket.create_server((\"0.0.0.0\", 15001)); print(\"listening\"); time.sleep(8)'); read -ru 3 -t 10; timeout 4 {} --control-plane 127.0.0.1:1 --control-plane-identity spiffe://a/ns/b/sa/c --trust-bundle /x --token /x --pod p --namespace n",
             programs().join("weft-proxy").display()
         ))
         .output()

@@ -74,15 +74,14 @@ fn grpc_works_in_every_kind_of_streaming() {
         &(client("client") + &deployment("cart", 1, cart) + &service("cart", "cart", 9090, 9090)),
     );
     let proto = repository().join("examples/shop");
+    let grpcurl = tool_for_pods("grpcurl");
     let call = |flags: &str, method: &str| {
-        // The application's user need not reach the tool's folder.
         let ran = mesh.sh(
             "deploy/client",
-            &format!("/run/weft-grpcurl -plaintext -import-path {} -proto cart.proto {flags} cart:9090 shop.Cart/{method}", proto.display()),
+            &format!("{grpcurl} -plaintext -import-path {} -proto cart.proto {flags} cart:9090 shop.Cart/{method}", proto.display()),
         );
         format!("{}{}", ran.out, ran.err)
     };
-    std::fs::copy(tool("grpcurl"), "/run/weft-grpcurl").unwrap();
     assert!(call("-d '{\"user\":\"a\"}'", "Get").contains("\"items\": 3"));
     assert!(call("-d '{}'", "Get").contains("InvalidArgument"));
     let watched = call("-max-time 1 -d '{\"user\":\"a\"}'", "Watch");
