@@ -11,9 +11,8 @@ test:            ## installs what the tests need and runs every test
 	@cargo build --release
 	@cargo test --workspace
 
-lint:            ## formatting, clippy with warnings as errors
-	@cargo fmt --all --check
-	@cargo clippy --workspace --all-targets -- -D warnings
+lint:            ## formatting, clippy with warnings as errors, cargo-deny
+	@tests/lint.sh
 
 bench:           ## measures Weft beside Envoy, HAProxy and nginx
 	@bench/setup.sh

@@ -673,8 +673,8 @@ mod tests {
         };
         let allow = policy(Action::Allow, false, vec![pages]);
         let other = "spiffe://east.example/ns/shop/sa/other";
-        assert!(may(&[allow.clone()], FRONTEND));
-        assert!(!may(&[allow.clone()], other));
+        assert!(may(std::slice::from_ref(&allow), FRONTEND));
+        assert!(!may(std::slice::from_ref(&allow), other));
         // A Deny of some pages leaves others, a Deny of the caller does not.
         let some = policy(Action::Deny, false, vec![admin_only()]);
         assert!(may(&[some], FRONTEND));

@@ -39,6 +39,11 @@ impl RouteTable {
         self.rules.is_empty()
     }
 
+    /// Index of the rule that takes whatever no other does, if there is one.
+    pub fn catch_all(&self) -> Option<usize> {
+        self.rules.iter().position(RouteMatch::is_catch_all)
+    }
+
     /// Index of the first rule that matches.
     pub fn select(&self, request: &dyn RequestView) -> Option<usize> {
         self.rules.iter().position(|rule| rule.matches(request))
@@ -60,6 +65,15 @@ impl RouteMatch {
             query: named(&proto.query, false)?,
             method: proto.method.clone(),
         })
+    }
+
+    fn is_catch_all(&self) -> bool {
+        let any_path = match &self.path {
+            None => true,
+            Some(Path::Prefix(prefix)) => prefix.is_empty(),
+            Some(Path::Exact(_) | Path::Regex(_)) => false,
+        };
+        any_path && self.headers.is_empty() && self.query.is_empty() && self.method.is_empty()
     }
 
     fn matches(&self, request: &dyn RequestView) -> bool {

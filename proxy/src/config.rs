@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use weft_identity::{SpiffeId, TrustBundle};
 use weft_policy::authorization::Policies;
-use weft_policy::route::RouteTable;
+use weft_policy::route::{RouteTable, pick_weighted};
 use weft_proto as proto;
 
 /// What a port or endpoint speaks.
@@ -345,7 +345,22 @@ impl Service {
     }
 }
 
+impl Service {
+    /// What an opaque connection takes: it has nothing that a match could look at.
+    pub fn opaque_rule(&self) -> &Rule {
+        let rule = self.table.catch_all().and_then(|i| self.rules.get(i));
+        rule.unwrap_or(&self.default_rule)
+    }
+}
+
 impl Rule {
+    /// A backend and its index, by weight.
+    pub fn pick(&self, random: u64) -> Option<(usize, &Backend)> {
+        let weights = self.backends.iter().map(|b| b.weight);
+        let index = pick_weighted(weights, (random >> 32) as u32)?;
+        Some((index, self.backends.get(index)?))
+    }
+
     fn compile(rule: &proto::RouteRule, slot: &mut dyn FnMut(&str) -> EndpointSlot) -> Self {
         let timeout = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
         Self {

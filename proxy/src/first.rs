@@ -74,7 +74,8 @@ pub async fn first<E>(
     }
     // Silent: the server may be the one to speak.
     let opened = {
-        let connecting = std::pin::pin!(connect());
+        // Boxed here as elsewhere: a task is as large as all that it may come to.
+        let connecting = Box::pin(connect());
         tokio::select! {
             biased;
             found = decide(client, &mut early) => {

@@ -47,7 +47,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, peer: SocketAddr, address
     };
     if spoken == Spoken::Tls {
         match is_mesh_hello(&mut client, &mut early).await {
-            Ok(true) => return mesh(worker, client, early, peer, address).await,
+            Ok(true) => return Box::pin(mesh(worker, client, early, peer, address)).await,
             Ok(false) => {}
             Err(_) => return,
         }
@@ -87,7 +87,8 @@ async fn mesh(
         return;
     };
     let (tcp, _) = client.into_plain();
-    let accepting = Io::accept_tls(tcp, tls.server.clone(), early);
+    let server = tls.server.clone();
+    let accepting = async { Io::tls_server(tcp, server, early)?.handshake().await };
     let io = match tokio::time::timeout(HANDSHAKE, accepting).await {
         Ok(Ok(io)) => io,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a TLS handshake failed"),
@@ -155,7 +156,7 @@ async fn opaque(side: &Rc<InboundSide>, mut client: Io, server: Option<Io>) {
     drop(inbound);
     let server = match server {
         Some(server) => Ok(server),
-        None => application(side).await,
+        None => Box::pin(application(side)).await,
     };
     let edge = side.edge("tcp");
     let mut server = match server {

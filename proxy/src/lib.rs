@@ -6,6 +6,7 @@
 mod accept;
 mod admin;
 mod buffers;
+mod clock;
 mod config;
 mod control;
 mod detect;
@@ -14,6 +15,7 @@ mod drain;
 mod first;
 mod http;
 mod inbound;
+mod memory;
 mod outbound;
 mod settings;
 mod shared;
@@ -26,8 +28,7 @@ mod worker;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::runtime::Builder;
-use tokio::task::LocalSet;
+use tokio::runtime::{Builder, LocalOptions};
 
 use accept::{Direction, listen};
 pub use settings::Settings;
@@ -61,6 +62,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
             wants,
         ));
         tokio::spawn(export(shared.clone(), span_queue));
+        tokio::spawn(memory::give_back(shared.clone()));
         let workers = start_workers(&shared, &settings)?;
         drain::wait_and_drain(shared, &settings).await;
         for worker in workers {
@@ -89,14 +91,17 @@ fn start_workers(shared: &Arc<Shared>, settings: &Settings) -> anyhow::Result<Ve
 }
 
 fn run_worker(shared: Arc<Shared>, opened: &std::sync::mpsc::Sender<anyhow::Result<()>>) {
-    let runtime = match Builder::new_current_thread().enable_all().build() {
+    let runtime = match Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             let _ = opened.send(Err(error.into()));
             return;
         }
     };
-    LocalSet::new().block_on(&runtime, async {
+    runtime.block_on(async {
         let worker = Worker::new(shared.clone());
         for direction in [Direction::Outbound, Direction::Inbound] {
             let listeners = match listen(direction) {

@@ -25,7 +25,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
     let mut client = Io::plain(tcp);
     let mesh = worker.shared.mesh.load_full();
     if !mesh.cidrs.is_empty() && !mesh.contains(address.ip()) {
-        return external(&worker, client, address).await;
+        return Box::pin(external(&worker, client, address)).await;
     }
     let Some((local, destination)) = worker.destination(address).await else {
         // Within the mesh nothing is called in plaintext on a guess.
@@ -34,7 +34,9 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
         return;
     };
     let declared = match &*destination {
-        Destination::External => return external(&worker, client, address).await,
+        Destination::External => {
+            return Box::pin(external(&worker, client, address)).await;
+        }
         Destination::Service(service) => service.protocol,
         Destination::Workload(endpoint) => endpoint.protocol,
     };
@@ -72,7 +74,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
         Spoken::Http2 => serve_h2(Rc::new(side()), client, early, Dialect::Standard).await,
         Spoken::Tls | Spoken::Opaque => {
             let client = client.with_early(early);
-            match opaque(&worker, &local).await {
+            match Box::pin(opaque(&worker, &local)).await {
                 Ok((server, endpoint)) => {
                     join(&worker, &local, client, server, Some(endpoint)).await
                 }
@@ -114,8 +116,8 @@ async fn external(worker: &Rc<Worker>, mut client: Io, address: SocketAddr) {
     }
 }
 
-/// The candidates for an opaque connection: HTTP rules do not apply to it, but
-/// a service's weights among backends do where a rule matches everything.
+/// Connects an opaque connection. HTTP rules do not apply to it, but the weights
+/// of a rule that matches everything do.
 async fn opaque(
     worker: &Rc<Worker>,
     local: &Rc<LocalDestination>,
@@ -128,10 +130,9 @@ async fn opaque(
     for _ in 0..ATTEMPTS {
         let endpoint = match &*destination {
             Destination::Service(service) => service
-                .default_rule
-                .backends
-                .first()
-                .and_then(|b| worker.balancer(b))
+                .opaque_rule()
+                .pick(worker.random())
+                .and_then(|(_, b)| worker.balancer(b))
                 .and_then(|b| {
                     b.deposit();
                     b.pick(worker, &tried)

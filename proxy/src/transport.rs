@@ -67,36 +67,28 @@ impl Io {
         self
     }
 
-    /// Makes the calling side's handshake.
-    pub async fn connect_tls(
-        tcp: TcpStream,
-        peer: IpAddr,
-        config: Arc<ClientConfig>,
-    ) -> io::Result<Self> {
+    /// The calling side of a TLS session that `handshake` begins.
+    pub fn tls_client(tcp: TcpStream, peer: IpAddr, config: Arc<ClientConfig>) -> io::Result<Self> {
         // SNI is not sent; the name keys the session cache.
         let name = rustls::pki_types::ServerName::from(peer);
         let connection = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
-        Self::handshake(tcp, connection.into(), Vec::new()).await
+        Ok(Self::tls(tcp, connection.into(), Vec::new()))
     }
 
-    /// Makes the called side's handshake. `early` was read already.
-    pub async fn accept_tls(
+    /// The called side of a TLS session that `handshake` begins. `early` was
+    /// read already.
+    pub fn tls_server(
         tcp: TcpStream,
         config: Arc<ServerConfig>,
         early: Vec<u8>,
     ) -> io::Result<Self> {
         let connection = rustls::ServerConnection::new(config).map_err(io::Error::other)?;
-        Self::handshake(tcp, connection.into(), early).await
+        Ok(Self::tls(tcp, connection.into(), early))
     }
 
-    async fn handshake(
-        tcp: TcpStream,
-        connection: TlsConnection,
-        early: Vec<u8>,
-    ) -> io::Result<Self> {
-        let mut connection = connection;
+    fn tls(tcp: TcpStream, mut connection: TlsConnection, early: Vec<u8>) -> Self {
         connection.set_buffer_limit(Some(TLS_OUT));
-        let mut io = Self {
+        Self {
             tcp,
             tls: Some(Box::new(Tls {
                 connection,
@@ -104,9 +96,13 @@ impl Io {
             })),
             early,
             peeked: Vec::new(),
-        };
-        poll_fn(|cx| io.poll_handshake(cx)).await?;
-        Ok(io)
+        }
+    }
+
+    /// Makes the handshake of a TLS session.
+    pub async fn handshake(mut self) -> io::Result<Self> {
+        poll_fn(|cx| self.poll_handshake(cx)).await?;
+        Ok(self)
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use crate::clock;
 use crate::config::{Backend, Destination, Endpoint, Inbound};
 use crate::first::Speaker;
 use crate::http::h2::Connection;
@@ -142,7 +143,7 @@ impl Worker {
         let local = known.unwrap_or_else(|| {
             let local = Rc::new(LocalDestination {
                 slot: self.shared.destination(address),
-                used: Cell::new(Instant::now()),
+                used: Cell::new(clock::coarse()),
                 first_speaker: Cell::new(Speaker::Unknown),
                 edges: RefCell::default(),
             });
@@ -151,7 +152,7 @@ impl Worker {
                 .insert(address, local.clone());
             local
         });
-        local.used.set(Instant::now());
+        local.used.set(clock::coarse());
         let destination = match local.slot.get() {
             Some(destination) => destination,
             None => local.slot.wait().await?,
@@ -179,6 +180,7 @@ impl Worker {
         loop {
             interval.tick().await;
             let now = Instant::now();
+            clock::set(now);
             self.edges.flush(&self.shared.registry);
             let endpoints: Vec<_> = self.endpoints.borrow().values().cloned().collect();
             for endpoint in endpoints {
@@ -230,7 +232,7 @@ impl Worker {
 impl LocalDestination {
     /// What it is now: routes change while a connection is open.
     pub fn current(&self) -> Option<Arc<Destination>> {
-        self.used.set(Instant::now());
+        self.used.set(clock::coarse());
         self.slot.get()
     }
 

@@ -9,6 +9,8 @@ pub mod h2;
 pub mod head;
 pub mod leg;
 pub mod local;
+#[cfg(test)]
+mod oracle;
 pub mod plan;
 pub mod serve;
 

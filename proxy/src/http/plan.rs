@@ -9,7 +9,6 @@ use std::sync::Arc;
 use weft_identity::SpiffeId;
 use weft_policy::Identity;
 use weft_policy::authorization::{Call, Decision};
-use weft_policy::route::pick_weighted;
 
 use super::head::RequestHead;
 use super::local::LocalResponse;
@@ -130,14 +129,10 @@ impl OutboundSide {
                 let rule = rule
                     .ok_or_else(|| LocalResponse::new(Flag::NoRoute))?
                     .clone();
-                let weights = rule.backends.iter().map(|b| b.weight);
-                let backend = pick_weighted(weights, (self.worker.random() >> 32) as u32)
+                let (backend, target) = rule
+                    .pick(self.worker.random())
+                    .and_then(|(index, b)| Some((index, self.worker.balancer(b)?)))
                     .ok_or_else(|| LocalResponse::new(Flag::NoBackend))?;
-                let target = rule
-                    .backends
-                    .get(backend)
-                    .and_then(|b| self.worker.balancer(b));
-                let target = target.ok_or_else(|| LocalResponse::new(Flag::NoBackend))?;
                 Ok(Plan {
                     backend,
                     target: Target::Balanced(target),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::endpoint::LocalEndpoint;
+use crate::clock;
 use crate::config::{EndpointSet, EndpointSlot};
 use crate::worker::Worker;
 
@@ -35,7 +36,7 @@ impl Balancer {
             local: RefCell::default(),
             budget: Cell::new(BUDGET_PER_SECOND),
             budget_at: Cell::new(Instant::now()),
-            used: Cell::new(Instant::now()),
+            used: Cell::new(clock::coarse()),
         })
     }
 
@@ -92,7 +93,7 @@ impl Balancer {
 
     /// A request: the budget for retries grows.
     pub fn deposit(&self) {
-        self.used.set(Instant::now());
+        self.used.set(clock::coarse());
         self.budget
             .set((self.budget.get() + BUDGET_PER_REQUEST).min(BUDGET_MAX));
     }

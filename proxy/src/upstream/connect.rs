@@ -79,12 +79,11 @@ pub async fn connect_mesh(
         .client(peer, http)
         .map_err(|e| identity(e.to_string()))?;
     let tcp = connect_tcp(address, &crate::worker::own_addresses()).await?;
-    let io = within(Io::connect_tls(tcp, address.ip(), config))
-        .await
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::InvalidData => identity(e.to_string()),
-            _ => ConnectError::Unreachable(address, e.to_string()),
-        })?;
+    let handshake = async { Io::tls_client(tcp, address.ip(), config)?.handshake().await };
+    let io = within(handshake).await.map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => identity(e.to_string()),
+        _ => ConnectError::Unreachable(address, e.to_string()),
+    })?;
     // A resumed session is not verified by rustls again: its leaf may have ended.
     let certificates = io.session().and_then(|s| s.peer_certificates());
     let (proved, _) = peer_identity(certificates).map_err(|e| identity(e.to_string()))?;

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use weft_identity::SpiffeId;
 
 use super::connect::{ConnectError, connect_mesh, connect_plain};
+use crate::clock;
 use crate::http::h1::Message;
 use crate::http::h2::{Connection, Dialect, Role, drive};
 use crate::http::head::Version;
@@ -87,7 +88,7 @@ pub struct InFlight {
 impl InFlight {
     /// The request was answered: its latency counts.
     pub fn answered(&self) {
-        self.endpoint.observe(self.start.elapsed().as_secs_f64());
+        self.endpoint.observe(self.start, Instant::now());
         self.endpoint.pause.set(PAUSE);
         self.endpoint.paused_until.set(None);
     }
@@ -136,8 +137,8 @@ impl LocalEndpoint {
     }
 
     /// Peak-EWMA: a slow answer counts at once, a fast one bit by bit.
-    fn observe(&self, seconds: f64) {
-        let now = Instant::now();
+    fn observe(&self, begun: Instant, now: Instant) {
+        let seconds = now.duration_since(begun).as_secs_f64();
         let elapsed = now.duration_since(self.measured.replace(now)).as_secs_f64();
         let old = self.latency.get();
         let new = if seconds > old {
@@ -331,7 +332,7 @@ impl LocalEndpoint {
         message.release();
         let mut idle = self.idle.borrow_mut();
         if idle.len() < MAX_IDLE {
-            idle.push((message, Instant::now()));
+            idle.push((message, clock::coarse()));
         }
     }
 

@@ -133,3 +133,60 @@ fn a_taken_port_is_explained() {
         "{err}"
     );
 }
+
+/// Commands in a network namespace of their own, as root.
+fn in_new_network(script: &str) -> (i32, String) {
+    let init = programs().join("weft-init");
+    let ran = Command::new("unshare")
+        .args(["-n", "bash", "-c", script, "bash"])
+        .arg(init)
+        .output()
+        .unwrap();
+    let text = [ran.stdout, ran.stderr].concat();
+    (
+        ran.status.code().unwrap(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[test]
+fn redirect_rules_are_set_once_read_back_and_taken_away() {
+    let (code, said) = in_new_network(
+        "set -e; $1; $1; iptables-save -t nat | sort > /dev/null; iptables-save -t nat | grep -c WEFT; $1 --verify && echo stands; $1 --remove; iptables-save -t nat | grep WEFT || echo gone",
+    );
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("stands") && said.contains("gone"), "{said}");
+}
+
+#[test]
+fn a_rule_that_somebody_removed_or_added_is_noticed_and_mended() {
+    for tamper in [
+        "iptables -t nat -F WEFT_OUTPUT",
+        "iptables -t nat -I WEFT_OUTPUT -p tcp --dport 80 -j RETURN",
+        "iptables -t nat -D PREROUTING 1",
+        "ip6tables -t nat -D OUTPUT 1",
+    ] {
+        let (_, said) = in_new_network(&format!(
+            "$1 && {tamper} && {{ $1 --verify || echo noticed; $1 && $1 --verify && echo mended; }}"
+        ));
+        assert!(
+            said.contains("noticed") && said.contains("mended") && said.contains("not in place"),
+            "{tamper}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_redirect_is_told_what_it_lacks() {
+    let (code, said) = in_new_network(
+        "d=$(mktemp -d); printf '#!/bin/sh\\necho \"iptables v1.8.9: can'\\''t initialize iptables table nat: Table does not exist (do you need to insmod?)\" >&2; exit 3\\n' | tee $d/iptables-save > $d/iptables-restore; chmod +x $d/*; PATH=$d:$PATH $1; c=$?; rm -r $d; exit $c",
+    );
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("nf_nat"), "{said}");
+    let (code, said) = in_new_network("PATH=/nowhere $1");
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("install the package `iptables`"), "{said}");
+    let (code, said) = in_new_network("setpriv --reuid 1000 --clear-groups $1");
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("NET_ADMIN"), "{said}");
+}

@@ -253,3 +253,47 @@ fn strict_can_be_lifted_for_a_port() {
     mesh.apply("apiVersion: weft.dev/v1alpha1\nkind: AuthenticationPolicy\nmetadata: {name: web, namespace: t}\nspec: {targetRefs: [{kind: Pod, selector: {matchLabels: {app: web}}}], mtls: {mode: Strict, ports: [{port: 8080, mode: Permissive}]}}\n");
     assert_eq!(mesh.get("deploy/plain", "http://web/items"), 200);
 }
+
+#[test]
+fn a_new_policy_ends_running_streams_within_a_second() {
+    let cart = "command: [shop, cart], readinessProbe: {tcpSocket: {port: 9090}}";
+    // Answers without an end, a line every 100 ms.
+    let endless = "command: [/usr/bin/python3, -c, \"import socket,threading,time\\ns=socket.create_server(('',8000))\\ndef f(c):\\n c.recv(9999)\\n c.sendall(b'HTTP/1.1 200 OK\\\\r\\\\n\\\\r\\\\n')\\n while True:\\n  c.sendall(b'tick\\\\n')\\n  time.sleep(0.1)\\nwhile True:\\n c,_=s.accept()\\n threading.Thread(target=f,args=(c,),daemon=True).start()\"], readinessProbe: {tcpSocket: {port: 8000}}";
+    let mesh = Mesh::up(
+        &(client("client")
+            + &deployment("cart", 1, cart)
+            + &service("cart", "cart", 9090, 9090)
+            + &deployment("endless", 1, endless)
+            + &service("endless", "endless", 80, 8000)),
+    );
+    let grpcurl = tool_for_pods("grpcurl");
+    let proto = repository().join("examples/shop");
+    let streams = [
+        (
+            "cart",
+            format!(
+                "exec {grpcurl} -plaintext -import-path {} -proto cart.proto -d '{{\"user\":\"a\"}}' cart:9090 shop.Cart/Watch",
+                proto.display()
+            ),
+        ),
+        ("endless", "exec curl -sN http://endless/".to_owned()),
+    ];
+    for (app, command) in streams {
+        let mut open = mesh.spawn("deploy/client", &command);
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(open.is_running(), "{app}");
+        let nobody = policy("p", app, "action: Allow, rules: []");
+        mesh.apply(&nobody);
+        let start = Instant::now();
+        while open.is_running() {
+            assert!(
+                start.elapsed() < Duration::from_secs(1),
+                "{app} is still open"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let ran = open.wait();
+        assert!(!ran.out.is_empty(), "{app}: {ran:?}");
+        assert_ne!(ran.code, 0, "{app} must not look complete: {ran:?}");
+    }
+}

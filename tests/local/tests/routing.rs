@@ -1,6 +1,8 @@
 //! Where requests go: routes, weights, timeouts, retries.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::time::{Duration, Instant};
+
 use weft_tests_local::*;
 
 /// How many of `n` requests were answered by each version.
@@ -197,4 +199,74 @@ fn requests_that_two_servers_could_read_differently_are_refused() {
         .0,
         431
     );
+}
+
+#[test]
+fn routes_weights_policies_and_endpoints_change_under_load_without_a_failed_request() {
+    let mesh = Mesh::up(
+        &(client("client") + &web("one", 2) + &web("two", 2) + &service("web", "one", 80, 8080)),
+    );
+    let rules = |one: u32| {
+        format!(
+            "[{{backendRefs: [{{name: one, port: 80, weight: {one}}}, {{name: two, port: 80, weight: {}}}]}}]",
+            10 - one
+        )
+    };
+    mesh.apply(&route("r", "web", &rules(5)));
+    let loaded = mesh.spawn(
+        "deploy/client",
+        &format!(
+            "{} load --url http://web/items --rate 200 --seconds 15",
+            programs().join("shop").display()
+        ),
+    );
+    let start = Instant::now();
+    let mut n = 0;
+    while start.elapsed() < Duration::from_secs(13) {
+        match n % 4 {
+            0 => mesh.apply(&route("r", "web", &rules(n % 11))),
+            1 => mesh.apply(&policy(
+                "p",
+                "one",
+                &format!("action: Allow, rules: [{{sources: [{{type: ServiceAccount, serviceAccount: {{name: client}}}}]}}, {{sources: [{{type: Namespace, namespace: n{n}}}]}}]"),
+            )),
+            2 => mesh.apply(&web("two", 1 + n % 3)),
+            _ => mesh.delete(&route("r", "web", &rules(1))),
+        }
+        n += 1;
+    }
+    let ran = loaded.wait();
+    let last = ran.out.lines().last().unwrap_or_default();
+    assert!(last.contains(" bad 0 "), "{n} changes: {ran:?}");
+    assert!(n > 10, "{n}");
+}
+
+#[test]
+fn weights_split_opaque_connections() {
+    let stock = |name: &str| {
+        let echo = format!(
+            "command: [/usr/bin/python3, -c, \"import socket\\ns=socket.create_server(('',7000))\\nwhile True:\\n c,_=s.accept()\\n c.sendall(b'{name}\\\\n')\\n c.close()\"], readinessProbe: {{tcpSocket: {{port: 7000}}}}"
+        );
+        deployment(name, 1, &echo) + &service(name, name, 7000, 7000)
+    };
+    let rules =
+        "[{backendRefs: [{name: one, port: 7000, weight: 1}, {name: two, port: 7000, weight: 3}]}]";
+    let mesh = Mesh::up(
+        &(client("client")
+            + &stock("one")
+            + &stock("two")
+            + &service("stock", "one", 7000, 7000)
+            + &route("r", "stock", rules)),
+    );
+    let ran = mesh.sh(
+        "deploy/client",
+        "for i in $(seq 80); do timeout 5 nc stock 7000 </dev/null; done | sort | uniq -c",
+    );
+    let of = |name: &str| -> u32 {
+        let line = ran.out.lines().find(|l| l.ends_with(name)).unwrap_or("0");
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let (one, two) = (of("one"), of("two"));
+    assert_eq!(one + two, 80, "{ran:?}");
+    assert!((8..35).contains(&one), "a quarter was asked: {one} of 80");
 }

@@ -82,13 +82,6 @@ fn change(mesh: &Mesh, n: u32) {
     }
 }
 
-/// Resident memory of a process, in KiB.
-fn resident(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn three_minutes_of_change_under_load_lose_nothing_and_keep_memory_flat() {
     let mesh = Mesh::up_with(&shop(), &["--leaf-lifetime", "60s"]);

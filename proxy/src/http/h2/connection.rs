@@ -284,7 +284,8 @@ impl Connection {
             return;
         }
         match state.ping_sent {
-            Some(sent) if state.last_read > sent => state.ping_sent = None,
+            // Both are times of ticks.
+            Some(sent) if state.last_read >= sent => state.ping_sent = None,
             Some(sent) if now.duration_since(sent) > SILENCE => {
                 state.closed = true;
                 state.wake_driver();

@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::block::{self, BlockError};
 use super::connection::{CONNECTION_WINDOW, Connection, Role, STREAM_WINDOW, State};
 use super::frame::{self, ErrorCode, FrameHead, HEAD, MAX_PAYLOAD, PREFACE, flag, kind, setting};
 use super::stream::{Stream, StreamError, StreamState};
+use crate::clock;
 use crate::http::fields::Known;
 use crate::http::head::RequestHead;
 
@@ -43,7 +43,7 @@ pub(super) fn frames(
     on_request: &mut impl FnMut(Stream, RequestHead),
 ) -> io::Result<usize> {
     let mut used = 0;
-    connection.state.borrow_mut().last_read = Instant::now();
+    connection.state.borrow_mut().last_read = clock::coarse();
     if !connection.state.borrow().preface_seen {
         let start = input
             .get(..PREFACE.len().min(input.len()))
