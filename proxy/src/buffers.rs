@@ -1,42 +1,50 @@
 //! Memory that a worker's tasks share for the length of one poll, so that an
 //! idle connection holds none.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Bytes read from a socket at a time.
 pub const SCRATCH: usize = 64 * 1024;
 /// Bytes read at a time where bulk data flows: fewer system calls for each GiB.
 pub const BULK: usize = 256 * 1024;
-/// Buffers of each size that a thread keeps.
-const KEEP: usize = 3;
-
-/// Buffers that nobody uses now: those of `SCRATCH` bytes, those of `BULK`.
-type Free = (Vec<Vec<u8>>, Vec<Vec<u8>>);
 
 thread_local! {
-    static SCRATCHES: RefCell<Free> = const { RefCell::new((Vec::new(), Vec::new())) };
+    // One poll uses at most two at a time: of the socket's bytes, of TLS's.
+    static SCRATCHES: [Cell<Vec<u8>>; 2] = const { [Cell::new(Vec::new()), Cell::new(Vec::new())] };
+    static BULKS: [Cell<Vec<u8>>; 2] = const { [Cell::new(Vec::new()), Cell::new(Vec::new())] };
+}
+
+fn take(kept: &[Cell<Vec<u8>>; 2], length: usize) -> Vec<u8> {
+    for place in kept {
+        let buffer = place.take();
+        if !buffer.is_empty() {
+            return buffer;
+        }
+    }
+    vec![0; length]
 }
 
 /// A buffer of `SCRATCH` bytes; give it back before the poll ends.
 pub fn take_scratch() -> Vec<u8> {
-    SCRATCHES
-        .with_borrow_mut(|(small, _)| small.pop())
-        .unwrap_or_else(|| vec![0; SCRATCH])
+    SCRATCHES.with(|kept| take(kept, SCRATCH))
 }
 
 /// A buffer of `BULK` bytes; give it back before the poll ends.
 pub fn take_bulk() -> Vec<u8> {
-    SCRATCHES
-        .with_borrow_mut(|(_, bulk)| bulk.pop())
-        .unwrap_or_else(|| vec![0; BULK])
+    BULKS.with(|kept| take(kept, BULK))
 }
 
 /// Gives a buffer back.
 pub fn put_back(buffer: Vec<u8>) {
-    SCRATCHES.with_borrow_mut(|(small, bulk)| {
-        let kept = if buffer.len() == BULK { bulk } else { small };
-        if kept.len() < KEEP {
-            kept.push(buffer);
+    let kept = if buffer.len() == BULK {
+        &BULKS
+    } else {
+        &SCRATCHES
+    };
+    kept.with(|[first, second]| {
+        let before = first.replace(buffer);
+        if !before.is_empty() {
+            second.set(before);
         }
     });
 }
@@ -71,5 +79,5 @@ pub fn put_back_head(mut buffer: Vec<u8>) {
 
 /// Frees the large buffers: called when a worker has been quiet.
 pub fn release_bulk() {
-    SCRATCHES.with_borrow_mut(|(_, bulk)| bulk.clear());
+    BULKS.with(|kept| kept.iter().for_each(|place| drop(place.take())));
 }

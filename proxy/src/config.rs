@@ -231,7 +231,7 @@ pub struct Backend {
     /// Its share, relative to the others'.
     pub weight: u32,
     /// `None`: the reference does not resolve.
-    pub endpoints: Option<(String, EndpointSlot)>,
+    pub endpoints: Option<EndpointSlot>,
     /// `NAMESPACE/NAME`.
     pub service: Arc<str>,
     /// Change the request's fields.
@@ -395,7 +395,7 @@ impl Backend {
         let name = &backend.endpoints;
         Self {
             weight: backend.weight,
-            endpoints: (!name.is_empty()).then(|| (name.clone(), slot(name))),
+            endpoints: (!name.is_empty()).then(|| slot(name)),
             service: backend.service.as_str().into(),
             request_headers: HeaderChange::compile(backend.request_headers.as_ref()),
             response_headers: HeaderChange::compile(backend.response_headers.as_ref()),

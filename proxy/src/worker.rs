@@ -2,7 +2,7 @@
 //! connections and counters. Workers share nothing but the configuration.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub struct Worker {
     pub served: ServedConnections,
     endpoints: RefCell<HashMap<(SocketAddr, bool), Rc<LocalEndpoint>>>,
     destinations: RefCell<HashMap<SocketAddr, Rc<LocalDestination>>>,
-    balancers: RefCell<HashMap<String, Rc<Balancer>>>,
+    balancers: RefCell<BTreeMap<usize, Rc<Balancer>>>,
     random: Cell<u64>,
 }
 
@@ -162,15 +162,14 @@ impl Worker {
 
     /// The balancer of a backend; `None` if its reference does not resolve.
     pub fn balancer(&self, backend: &Backend) -> Option<Rc<Balancer>> {
-        let (name, slot) = backend.endpoints.as_ref()?;
-        if let Some(balancer) = self.balancers.borrow().get(name) {
-            return Some(balancer.clone());
-        }
-        let balancer = Balancer::new(slot.clone());
-        self.balancers
-            .borrow_mut()
-            .insert(name.clone(), balancer.clone());
-        Some(balancer)
+        let slot = backend.endpoints.as_ref()?;
+        // Its place tells a slot from others, as long as the balancer holds it.
+        let place = Arc::as_ptr(slot).addr();
+        let mut balancers = self.balancers.borrow_mut();
+        let balancer = balancers
+            .entry(place)
+            .or_insert_with(|| Balancer::new(slot.clone()));
+        Some(balancer.clone())
     }
 
     /// Once a second, until the process ends: counters, dead connections, what

@@ -80,54 +80,65 @@ struct End {
 }
 
 /// Answers one request. `framing` is that of its body.
-pub async fn exchange(
-    side: &Side,
-    down: &mut Leg,
-    mut head: RequestHead,
+///
+/// What needs no waiting is done before the future is made, and what needs it
+/// rarely is in a box: each request has one of these, below the size that the
+/// allocator hands out fast (1,032 bytes).
+pub fn exchange<'a>(
+    side: &'a Side,
+    down: &'a mut Leg,
+    mut head: Rc<RequestHead>,
     framing: Framing,
-) -> Next {
+) -> impl Future<Output = Next> + 'a {
     let start = Instant::now();
-    let span = Span::begin(side, &mut head);
+    let span = Span::begin(side, Rc::make_mut(&mut head));
     let grpc = head.is_grpc();
-    let protocol = if grpc { "grpc" } else { "http" };
     let keeps_alive = h1::keeps_alive(&head.fields, head.version);
     let close = !keeps_alive || side.worker().shared.is_draining();
-    let (plan, end) = match side.plan(&head) {
-        Err(response) => {
-            let end = respond(side, down, &response, grpc, head.version, framing).await;
-            (None, end)
-        }
+    let mut planned = match side.plan(&head) {
+        Err(response) => Err((response, head)),
         Ok(plan) => {
+            let fields = &mut Rc::make_mut(&mut head).fields;
             if let Some(rule) = &plan.rule {
-                rule.request_headers.apply(&mut head.fields);
+                rule.request_headers.apply(fields);
             }
             if let Some(backend) = plan.backend() {
-                backend.request_headers.apply(&mut head.fields);
+                backend.request_headers.apply(fields);
             }
-            let mut exchange = Exchange {
+            Ok(Exchange {
                 side,
-                head: Rc::new(head),
+                head,
                 framing,
                 plan,
                 grpc,
                 close,
                 upload: Copy::repeatable(),
-            };
-            let end = exchange.run(down).await;
-            head = Rc::try_unwrap(exchange.head).unwrap_or_default();
-            (Some(exchange.plan), end)
+            })
         }
     };
-    let took = start.elapsed();
-    let edge = side.edge(plan.as_ref(), end.endpoint.as_ref(), protocol);
-    edge.request(end.outcome, took);
-    if end.sent + end.received > 0 {
-        edge.bytes(end.sent, end.received);
+    async move {
+        let end = match &mut planned {
+            Ok(exchange) => exchange.run(down).await,
+            Err((response, head)) => {
+                respond(side, down, response, grpc, head.version, framing).await
+            }
+        };
+        let took = start.elapsed();
+        let (plan, head) = match &planned {
+            Ok(exchange) => (Some(&exchange.plan), &exchange.head),
+            Err((_, head)) => (None, head),
+        };
+        let protocol = if grpc { "grpc" } else { "http" };
+        let edge = side.edge(plan, end.endpoint.as_ref(), protocol);
+        edge.request(end.outcome, took);
+        if end.sent + end.received > 0 {
+            edge.bytes(end.sent, end.received);
+        }
+        if let Some(span) = span {
+            span.finish(side, head, end.outcome, took, edge.key().clone());
+        }
+        end.next
     }
-    if let Some(span) = span {
-        span.finish(side, &head, end.outcome, took, edge.key().clone());
-    }
-    end.next
 }
 
 /// Answers in the application's place.
@@ -160,15 +171,25 @@ async fn respond(
     }
 }
 
+/// Boxed, so that the tasks of requests without a limit stay small.
+fn within<'a>(
+    limit: Duration,
+    answer: impl Future<Output = Result<Answer, Failed>> + 'a,
+) -> impl Future<Output = Result<Answer, Failed>> + 'a {
+    let answer = Box::pin(tokio::time::timeout(limit, answer));
+    async {
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Failed::new(Flag::Timeout, false)))
+    }
+}
+
 impl Exchange<'_> {
     async fn run(&mut self, down: &mut Leg) -> End {
         let timeout = self.plan.rule.as_ref().and_then(|r| r.request_timeout);
         let answer = match timeout {
             None => self.attempts(down).await,
-            Some(limit) => match tokio::time::timeout(limit, self.attempts(down)).await {
-                Ok(answer) => answer,
-                Err(_) => Err(Failed::new(Flag::Timeout, false)),
-            },
+            Some(limit) => within(limit, self.attempts(down)).await,
         };
         match answer {
             Ok(answer) => self.relay(down, answer).await,
@@ -210,9 +231,9 @@ impl Exchange<'_> {
     async fn attempts(&mut self, down: &mut Leg) -> Result<Answer, Failed> {
         let worker = self.side.worker().clone();
         let rule = self.plan.rule.clone();
-        let retry = rule.as_ref().and_then(|r| r.retry.clone());
+        let retry = rule.as_ref().and_then(|r| r.retry.as_ref());
         let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
-        let mut configured = retry.as_ref().map_or(0, |r| r.attempts);
+        let mut configured = retry.map_or(0, |r| r.attempts);
         if let Target::Balanced(balancer) = &self.plan.target {
             balancer.deposit();
         }
@@ -232,17 +253,9 @@ impl Exchange<'_> {
             let limit = rule.as_ref().and_then(|r| r.backend_timeout);
             let outcome = match limit {
                 None => self.attempt(down, &endpoint).await,
-                Some(limit) => {
-                    match tokio::time::timeout(limit, self.attempt(down, &endpoint)).await {
-                        Ok(outcome) => outcome,
-                        Err(_) => Err(Failed::new(Flag::Timeout, false)),
-                    }
-                }
+                Some(limit) => within(limit, self.attempt(down, &endpoint)).await,
             };
-            let codes = retry
-                .as_ref()
-                .map(|r| r.codes.as_slice())
-                .unwrap_or_default();
+            let codes = retry.map(|r| r.codes.as_slice()).unwrap_or_default();
             let again = match &outcome {
                 Ok(answer) => configured > 0 && codes.contains(&answer.head.status),
                 Err(failed) if failed.caller_gone => false,
@@ -265,10 +278,10 @@ impl Exchange<'_> {
                 .retry();
             tried.push(endpoint);
             if unsafe_retry
-                && let Some(retry) = &retry
+                && let Some(retry) = retry
                 && !retry.backoff.is_zero()
             {
-                tokio::time::sleep(retry.backoff).await;
+                Box::pin(tokio::time::sleep(retry.backoff)).await;
             }
         }
     }

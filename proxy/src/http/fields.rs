@@ -83,7 +83,7 @@ pub struct Field<'a> {
 }
 
 /// The fields of a message, and other texts of it in the same buffer.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Fields {
     bytes: Vec<u8>,
     entries: Vec<Entry>,

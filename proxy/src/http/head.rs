@@ -21,7 +21,7 @@ pub enum Version {
 }
 
 /// A request's head.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RequestHead {
     /// Fields without `Host` and pseudo-fields, which are below.
     pub fields: Fields,

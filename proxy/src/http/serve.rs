@@ -32,6 +32,7 @@ pub async fn serve_h1(side: &Side, io: Io) {
             Ok(Some((head, framing))) => {
                 message.start_reading(framing);
                 // In a box of its own, so that an idle connection is small.
+                let head = Rc::new(head);
                 let next = Box::pin(exchange(side, &mut leg, head, framing)).await;
                 if next == Next::Close {
                     break;
@@ -145,10 +146,13 @@ pub async fn serve_h2(side: Rc<Side>, io: Io, initial: Vec<u8>, dialect: Dialect
     }
 }
 
-async fn answer(side: Rc<Side>, stream: Stream, head: RequestHead) {
+fn answer(side: Rc<Side>, stream: Stream, head: RequestHead) -> impl Future<Output = ()> {
     let framing = body_framing(&stream, &head);
+    let head = Rc::new(head);
     let mut leg = Leg::H2(stream);
-    exchange(&side, &mut leg, head, framing).await;
+    async move {
+        exchange(&side, &mut leg, head, framing).await;
+    }
 }
 
 /// How a body that came in frames is framed where frames are not spoken.

@@ -286,7 +286,8 @@ impl LocalEndpoint {
         if let Some(open) = self.h2.borrow().iter().find(|c| c.can_open().is_ok()) {
             return Ok(open.clone());
         }
-        let io = connect_plain(self.address).await?;
+        // Boxed: a request's task is small, for most find a connection.
+        let io = Box::pin(connect_plain(self.address)).await?;
         let connection = Connection::new(Role::Client, Dialect::Standard);
         self.h2.borrow_mut().push(connection.clone());
         let (this, driven) = (self.clone(), connection.clone());
@@ -314,7 +315,8 @@ impl LocalEndpoint {
                 });
             }
         }
-        let io = connect_plain(self.address).await?;
+        // Boxed: a request's task is small, for most find a connection.
+        let io = Box::pin(connect_plain(self.address)).await?;
         let message = Box::new(Message::new(io));
         Ok(Link::H1 {
             message,
