@@ -115,6 +115,47 @@ pub enum HttpRouteFilter {
     ResponseHeaderModifier {
         response_header_modifier: HeaderFilter,
     },
+    #[serde(rename_all = "camelCase")]
+    RequestRedirect { request_redirect: RedirectFilter },
+    #[serde(rename = "URLRewrite", rename_all = "camelCase")]
+    UrlRewrite { url_rewrite: RewriteFilter },
+}
+
+/// Answered by the proxy, with a `Location`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RedirectFilter {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathModifier>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// 302 where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_code: Option<u16>,
+}
+
+/// Changes the request before it is sent on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RewriteFilter {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathModifier>,
+}
+
+/// A new path, or one for the prefix that matched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub enum PathModifier {
+    #[serde(rename_all = "camelCase")]
+    ReplaceFullPath { replace_full_path: String },
+    #[serde(rename_all = "camelCase")]
+    ReplacePrefixMatch { replace_prefix_match: String },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@
 
 mod core;
 mod gateway;
+mod grpc_route;
 mod load;
 mod meta;
 mod policy;
@@ -13,6 +14,7 @@ mod validate;
 
 pub use crate::core::*;
 pub use gateway::*;
+pub use grpc_route::*;
 pub use load::{LoadError, MAX_MANIFEST_BYTES, load_path, parse_manifests, parse_object};
 pub use meta::{Metadata, ObjectKey};
 pub use policy::*;
@@ -43,6 +45,7 @@ pub enum Object {
     Deployment(Deployment),
     EndpointSlice(EndpointSlice),
     HTTPRoute(HttpRoute),
+    GRPCRoute(GrpcRoute),
     AuthorizationPolicy(AuthorizationPolicy),
     AuthenticationPolicy(AuthenticationPolicy),
 }
@@ -58,6 +61,7 @@ macro_rules! each {
             Object::Deployment($inner) => $body,
             Object::EndpointSlice($inner) => $body,
             Object::HTTPRoute($inner) => $body,
+            Object::GRPCRoute($inner) => $body,
             Object::AuthorizationPolicy($inner) => $body,
             Object::AuthenticationPolicy($inner) => $body,
         }
@@ -85,6 +89,7 @@ impl Object {
             Self::Deployment(_) => "Deployment",
             Self::EndpointSlice(_) => "EndpointSlice",
             Self::HTTPRoute(_) => "HTTPRoute",
+            Self::GRPCRoute(_) => "GRPCRoute",
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Self::AuthenticationPolicy(_) => "AuthenticationPolicy",
         }

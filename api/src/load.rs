@@ -39,6 +39,7 @@ const KINDS: &[(&str, &str)] = &[
     ("Deployment", "apps/v1"),
     ("EndpointSlice", "discovery.k8s.io/v1"),
     ("HTTPRoute", "gateway.networking.k8s.io/v1"),
+    ("GRPCRoute", "gateway.networking.k8s.io/v1"),
     ("AuthorizationPolicy", "weft.dev/v1alpha1"),
     ("AuthenticationPolicy", "weft.dev/v1alpha1"),
 ];
@@ -229,6 +230,7 @@ fn read_kind(
         "Deployment" => Object::Deployment(deserialize(document)?),
         "EndpointSlice" => Object::EndpointSlice(deserialize(document)?),
         "HTTPRoute" => Object::HTTPRoute(deserialize(document)?),
+        "GRPCRoute" => Object::GRPCRoute(deserialize(document)?),
         "AuthorizationPolicy" => Object::AuthorizationPolicy(deserialize(document)?),
         _ => Object::AuthenticationPolicy(deserialize(document)?),
     })

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::{
-    AuthorizationPolicySpec, Container, HeaderFilter, HttpPathMatch, HttpRouteFilter,
-    HttpRouteSpec, HttpValueMatch, Object, PathMatchType, PodSpec, PolicySource, PolicyTarget,
-    Service, ValueMatchType,
+    AuthorizationPolicySpec, Container, GrpcRouteSpec, HeaderFilter, HttpPathMatch,
+    HttpRouteFilter, HttpRouteMatch, HttpRouteRule, HttpRouteSpec, HttpValueMatch, Object,
+    PathMatchType, PathModifier, PodSpec, PolicySource, PolicyTarget, RedirectFilter, Service,
+    ValueMatchType,
 };
 
 /// Memory that a compiled expression may take, in bytes; the proxies' limit.
@@ -99,6 +100,7 @@ pub fn validate(object: &Object) -> Vec<Problem> {
             );
         }
         Object::HTTPRoute(route) => validate_route(&route.spec, &mut problems),
+        Object::GRPCRoute(route) => validate_grpc_route(&route.spec, &mut problems),
         Object::AuthorizationPolicy(policy) => {
             validate_authorization(&policy.spec, &mut problems);
         }
@@ -239,6 +241,7 @@ fn validate_route(spec: &HttpRouteSpec, problems: &mut Problems) {
             validate_values(&m.query_params, &format!("{at}.queryParams"), problems);
         }
         validate_filters(&rule.filters, &format!("{at}.filters"), problems);
+        validate_url_filters(rule, &at, problems);
         for (j, backend) in rule.backend_refs.iter().enumerate() {
             let at = format!("{at}.backendRefs[{j}]");
             let kind = backend.kind.as_deref().unwrap_or("Service");
@@ -250,7 +253,13 @@ fn validate_route(spec: &HttpRouteSpec, problems: &mut Problems) {
             problems.unless(backend.weight.unwrap_or(1) <= MAX_WEIGHT, &at, || {
                 format!("weight is above {MAX_WEIGHT}")
             });
-            validate_filters(&backend.filters, &format!("{at}.filters"), problems);
+            let at = format!("{at}.filters");
+            validate_filters(&backend.filters, &at, problems);
+            let headers_only = backend.filters.iter().all(|f| !changes_url(f));
+            problems.unless(headers_only, &at, || {
+                "RequestRedirect and URLRewrite are not run on a backend: put them on the rule"
+                    .to_owned()
+            });
         }
         if let Some(retry) = &rule.retry {
             let at = format!("{at}.retry");
@@ -271,18 +280,135 @@ fn validate_route(spec: &HttpRouteSpec, problems: &mut Problems) {
     }
 }
 
+fn validate_grpc_route(spec: &GrpcRouteSpec, problems: &mut Problems) {
+    for (i, rule) in spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{i}]");
+        for (j, m) in rule.matches.iter().enumerate() {
+            let at = format!("{at}.matches[{j}].method");
+            let Some(method) = &m.method else { continue };
+            let named = !method.service.is_empty() || !method.method.is_empty();
+            problems.unless(named, &at, || "name a service or a method".to_owned());
+            let name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.');
+            let fine = method.match_type == ValueMatchType::RegularExpression
+                || (method.service.bytes().all(name) && method.method.bytes().all(name));
+            problems.unless(fine, &at, || {
+                "write service: package.Service and method: Method".to_owned()
+            });
+        }
+        let headers_only = rule.filters.iter().all(|f| !changes_url(f));
+        problems.unless(headers_only, &format!("{at}.filters"), || {
+            "a GRPCRoute has neither RequestRedirect nor URLRewrite".to_owned()
+        });
+    }
+    validate_route(&spec.as_http(), problems);
+}
+
 fn validate_filters(filters: &[HttpRouteFilter], at: &str, problems: &mut Problems) {
     for (i, filter) in filters.iter().enumerate() {
-        let modifier = match filter {
+        let twin = filters
+            .iter()
+            .take(i)
+            .any(|f| std::mem::discriminant(f) == std::mem::discriminant(filter));
+        let at = format!("{at}[{i}]");
+        problems.unless(!twin, &at, || "another one is of this type".to_owned());
+        match filter {
             HttpRouteFilter::RequestHeaderModifier {
                 request_header_modifier: m,
             }
             | HttpRouteFilter::ResponseHeaderModifier {
                 response_header_modifier: m,
-            } => m,
-        };
-        validate_header_filter(modifier, &format!("{at}[{i}]"), problems);
+            } => validate_header_filter(m, &at, problems),
+            HttpRouteFilter::RequestRedirect {
+                request_redirect: r,
+            } => validate_redirect(r, &at, problems),
+            HttpRouteFilter::UrlRewrite { url_rewrite: r } => {
+                validate_hostname(r.hostname.as_deref(), &at, problems);
+                validate_path_modifier(r.path.as_ref(), &at, problems);
+            }
+        }
     }
+}
+
+fn changes_url(filter: &HttpRouteFilter) -> bool {
+    matches!(
+        filter,
+        HttpRouteFilter::RequestRedirect { .. } | HttpRouteFilter::UrlRewrite { .. }
+    )
+}
+
+/// What Gateway API's CEL rules say of filters and their rule.
+fn validate_url_filters(rule: &HttpRouteRule, at: &str, problems: &mut Problems) {
+    let redirects = |f: &HttpRouteFilter| matches!(f, HttpRouteFilter::RequestRedirect { .. });
+    let at_most_one = rule.filters.iter().filter(|f| changes_url(f)).count() < 2;
+    problems.unless(at_most_one, &format!("{at}.filters"), || {
+        "RequestRedirect and URLRewrite exclude each other".to_owned()
+    });
+    let redirect = rule.filters.iter().any(redirects);
+    problems.unless(
+        !redirect || rule.backend_refs.is_empty(),
+        &format!("{at}.backendRefs"),
+        || "a rule that redirects has none".to_owned(),
+    );
+    let replaces_prefix = rule.filters.iter().any(|f| {
+        let path = match f {
+            HttpRouteFilter::RequestRedirect {
+                request_redirect: r,
+            } => &r.path,
+            HttpRouteFilter::UrlRewrite { url_rewrite: r } => &r.path,
+            _ => &None,
+        };
+        matches!(path, Some(PathModifier::ReplacePrefixMatch { .. }))
+    });
+    let prefix = |m: &HttpRouteMatch| {
+        let kind = m.path.as_ref().map(|p| p.match_type);
+        kind.unwrap_or_default() == PathMatchType::PathPrefix
+    };
+    problems.unless(
+        !replaces_prefix || (rule.matches.len() <= 1 && rule.matches.iter().all(prefix)),
+        &format!("{at}.filters"),
+        || "ReplacePrefixMatch needs one match, and that of type PathPrefix".to_owned(),
+    );
+}
+
+fn validate_redirect(redirect: &RedirectFilter, at: &str, problems: &mut Problems) {
+    let scheme = redirect.scheme.as_deref();
+    problems.unless(matches!(scheme, None | Some("http" | "https")), at, || {
+        "scheme must be http or https".to_owned()
+    });
+    let status = redirect.status_code.unwrap_or(302);
+    problems.unless(matches!(status, 301 | 302 | 303 | 307 | 308), at, || {
+        format!("statusCode {status} is not 301, 302, 303, 307 or 308")
+    });
+    problems.unless(redirect.port != Some(0), at, || {
+        "port must be 1 to 65535".to_owned()
+    });
+    validate_hostname(redirect.hostname.as_deref(), at, problems);
+    validate_path_modifier(redirect.path.as_ref(), at, problems);
+}
+
+fn validate_hostname(hostname: Option<&str>, at: &str, problems: &mut Problems) {
+    let fine = hostname.is_none_or(is_dns_name);
+    problems.unless(fine, at, || {
+        format!(
+            "hostname {:?} is not a host name",
+            hostname.unwrap_or_default()
+        )
+    });
+}
+
+fn validate_path_modifier(path: Option<&PathModifier>, at: &str, problems: &mut Problems) {
+    let text = match path {
+        None => return,
+        Some(PathModifier::ReplaceFullPath { replace_full_path }) => replace_full_path,
+        Some(PathModifier::ReplacePrefixMatch {
+            replace_prefix_match,
+        }) => replace_prefix_match,
+    };
+    let visible = text.bytes().all(|b| b.is_ascii_graphic());
+    let fine = (text.is_empty() || text.starts_with('/')) && visible && !text.contains(['?', '#']);
+    problems.unless(fine, at, || {
+        format!("{text:?} is not a path: it starts with '/', without query and spaces")
+    });
 }
 
 /// Fields that frame a message or name its host are not a filter's to change.

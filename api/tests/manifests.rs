@@ -85,10 +85,10 @@ kind: HTTPRoute
 metadata: {name: r}
 spec:
   parentRefs: [{group: "", kind: Service, name: web}]
-  rules: [{filters: [{type: URLRewrite, urlRewrite: {}}]}]
+  rules: [{filters: [{type: CORS, cors: {}}]}]
 "#,
     );
-    assert!(told.contains("URLRewrite"), "{told}");
+    assert!(told.contains("CORS"), "{told}");
 }
 
 #[test]

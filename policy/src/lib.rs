@@ -6,6 +6,7 @@ mod matchers;
 pub mod path;
 mod request;
 pub mod route;
+pub mod url;
 
 pub use matchers::PolicyError;
 pub use request::{Identity, RequestView};

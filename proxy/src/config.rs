@@ -223,6 +223,12 @@ pub struct Rule {
     pub retry: Option<Retry>,
     /// Where to.
     pub backends: Vec<Backend>,
+    /// Answered here instead.
+    pub redirect: Option<proto::Redirect>,
+    /// Changes host and path.
+    pub rewrite: Option<proto::Rewrite>,
+    /// The prefix that the match names; empty for other matches.
+    pub matched_prefix: String,
 }
 
 /// A weighted share of a rule's requests.
@@ -383,8 +389,17 @@ impl Rule {
                 .iter()
                 .map(|b| Backend::compile(b, slot))
                 .collect(),
+            redirect: rule.redirect.clone(),
+            rewrite: rule.rewrite.clone(),
+            matched_prefix: matched_prefix(rule),
         }
     }
+}
+
+fn matched_prefix(rule: &proto::RouteRule) -> String {
+    let path = rule.r#match.as_ref().and_then(|m| m.path.as_ref());
+    path.filter(|p| p.kind() == proto::path_match::Kind::Prefix)
+        .map_or_else(String::new, |p| p.value.clone())
 }
 
 impl Backend {

@@ -4,15 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use weft_api::{
     GatewayDuration, HeaderFilter, HttpBackendRef, HttpPathMatch, HttpRoute, HttpRouteFilter,
-    HttpRouteMatch, HttpRouteRule, HttpValueMatch, PathMatchType, Pod, Service, ServicePort,
-    SliceEndpoint, ValueMatchType,
+    HttpRouteMatch, HttpRouteRule, HttpValueMatch, PathMatchType, PathModifier, Pod, Service,
+    ServicePort, SliceEndpoint, ValueMatchType,
 };
 use weft_policy::route::precedence;
 use weft_proto as proto;
 use weft_proto::destination::Kind;
 use weft_proto::names;
 
-use super::{Asker, Dependency, Index, is_meshed, protocol};
+use super::{Asker, Dependency, Index, Route, is_meshed, protocol};
 
 impl Index {
     /// What an address leads to. Within the mesh, an address that nobody has
@@ -90,10 +90,10 @@ impl Index {
     ) -> Vec<proto::RouteRule> {
         let metadata = &service.metadata;
         let key = (metadata.namespace.clone(), metadata.name.clone());
-        let attached = |route: &&HttpRoute| {
-            route.spec.parent_refs.iter().any(|p| {
+        let attached = |route: &&Route| {
+            route.http.spec.parent_refs.iter().any(|p| {
                 let namespace = if p.namespace.is_empty() {
-                    &route.metadata.namespace
+                    &route.http.metadata.namespace
                 } else {
                     &p.namespace
                 };
@@ -111,17 +111,21 @@ impl Index {
             let of = routes
                 .iter()
                 .copied()
-                .filter(|r| r.metadata.namespace == namespace);
+                .filter(|r| r.http.metadata.namespace == namespace);
             of.collect::<Vec<_>>()
         };
         let consumer = of(&asker.namespace);
-        let chosen = if consumer.is_empty() {
+        let mut chosen = if consumer.is_empty() {
             of(&metadata.namespace)
         } else {
             consumer
         };
+        // The more specific kind alone holds (GEP-1426, route types).
+        if chosen.iter().any(|r| r.grpc) {
+            chosen.retain(|r| r.grpc);
+        }
         let mut rules = Vec::new();
-        for route in chosen {
+        for Route { http: route, .. } in chosen {
             let name = format!("{}/{}", route.metadata.namespace, route.metadata.name);
             for (position, rule) in route.spec.rules.iter().enumerate() {
                 let made = self.route_rules(&name, route, rule, position, on);
@@ -154,6 +158,7 @@ impl Index {
             d.map_or(0, |d| u32::try_from(d.0.as_millis()).unwrap_or(u32::MAX))
         };
         let (request_headers, response_headers) = header_changes(&rule.filters);
+        let (redirect, rewrite) = url_changes(&rule.filters);
         let backends = rule
             .backend_refs
             .iter()
@@ -175,6 +180,8 @@ impl Index {
                 codes: r.codes.iter().map(|c| u32::from(*c)).collect(),
             }),
             backends,
+            redirect,
+            rewrite,
         };
         if rule.matches.is_empty() {
             return vec![one];
@@ -373,9 +380,53 @@ fn header_changes(
             } => {
                 response = Some(header_modifier(m));
             }
+            HttpRouteFilter::RequestRedirect { .. } | HttpRouteFilter::UrlRewrite { .. } => {}
         }
     }
     (request, response)
+}
+
+fn url_changes(filters: &[HttpRouteFilter]) -> (Option<proto::Redirect>, Option<proto::Rewrite>) {
+    let (mut redirect, mut rewrite) = (None, None);
+    for filter in filters {
+        match filter {
+            HttpRouteFilter::RequestRedirect {
+                request_redirect: r,
+            } => {
+                redirect = Some(proto::Redirect {
+                    scheme: r.scheme.clone().unwrap_or_default(),
+                    hostname: r.hostname.clone().unwrap_or_default(),
+                    port: r.port.unwrap_or_default().into(),
+                    path: r.path.as_ref().map(path_change),
+                    status: r.status_code.unwrap_or(302).into(),
+                });
+            }
+            HttpRouteFilter::UrlRewrite { url_rewrite: r } => {
+                rewrite = Some(proto::Rewrite {
+                    hostname: r.hostname.clone().unwrap_or_default(),
+                    path: r.path.as_ref().map(path_change),
+                });
+            }
+            HttpRouteFilter::RequestHeaderModifier { .. }
+            | HttpRouteFilter::ResponseHeaderModifier { .. } => {}
+        }
+    }
+    (redirect, rewrite)
+}
+
+fn path_change(path: &PathModifier) -> proto::PathChange {
+    use proto::path_change::Change;
+    let change = match path {
+        PathModifier::ReplaceFullPath { replace_full_path } => {
+            Change::Full(replace_full_path.clone())
+        }
+        PathModifier::ReplacePrefixMatch {
+            replace_prefix_match,
+        } => Change::Prefix(replace_prefix_match.clone()),
+    };
+    proto::PathChange {
+        change: Some(change),
+    }
 }
 
 fn header_modifier(filter: &HeaderFilter) -> proto::HeaderModifier {

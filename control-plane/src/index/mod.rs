@@ -17,7 +17,7 @@ use std::sync::Arc;
 use prost::Message;
 use weft_api::{
     AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute, LABEL_DEPLOYMENT,
-    LABEL_INJECTED, LABEL_SERVICE_NAME, Object, ObjectKey, Pod, Service,
+    LABEL_INJECTED, LABEL_SERVICE_NAME, Metadata, Object, ObjectKey, ParentRef, Pod, Service,
 };
 use weft_proto as proto;
 use weft_proto::{Resource, names, resource::Body};
@@ -62,7 +62,7 @@ pub struct Index {
     objects: BTreeMap<ObjectKey, Object>,
     services: HashMap<Name, Service>,
     slices: HashMap<Name, Vec<EndpointSlice>>,
-    routes: HashMap<Name, Vec<HttpRoute>>,
+    routes: HashMap<Name, Vec<Route>>,
     pods: HashMap<Name, Pod>,
     pods_by_address: HashMap<IpAddr, Name>,
     services_by_address: HashMap<IpAddr, Name>,
@@ -71,6 +71,12 @@ pub struct Index {
     generation: u64,
     touched: HashMap<Dependency, u64>,
     computed: HashMap<(String, String), Computed>,
+}
+
+/// A route attached to services, as the HTTPRoute that says it.
+struct Route {
+    grpc: bool,
+    http: HttpRoute,
 }
 
 /// Who asks: what it gets may depend on that.
@@ -167,14 +173,8 @@ impl Index {
                     let service = (key.namespace.clone(), service.cloned().unwrap_or_default());
                     self.slices.entry(service).or_default().push(slice.clone());
                 }
-                Object::HTTPRoute(route) => {
-                    for parent in parents(route) {
-                        let routes = self.routes.entry(parent).or_default();
-                        if !routes.iter().any(|r| r.metadata == route.metadata) {
-                            routes.push(route.clone());
-                        }
-                    }
-                }
+                Object::HTTPRoute(route) => attach(&mut self.routes, false, route),
+                Object::GRPCRoute(route) => attach(&mut self.routes, true, &route.as_http()),
                 Object::Pod(pod) => {
                     for ip in pod_addresses(pod) {
                         self.pods_by_address.insert(ip, name.clone());
@@ -332,13 +332,25 @@ pub fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {
         .collect()
 }
 
+fn attach(routes: &mut HashMap<Name, Vec<Route>>, grpc: bool, route: &HttpRoute) {
+    for parent in parents(&route.metadata, &route.spec.parent_refs) {
+        let routes = routes.entry(parent).or_default();
+        let known = |r: &Route| r.grpc == grpc && r.http.metadata == route.metadata;
+        if !routes.iter().any(known) {
+            let http = route.clone();
+            routes.push(Route { grpc, http });
+        }
+    }
+}
+
+fn attached_to(services: &[Name]) -> Vec<Dependency> {
+    services.iter().cloned().map(Dependency::Service).collect()
+}
+
 /// The services that a route is attached to.
-fn parents(route: &HttpRoute) -> Vec<Name> {
-    let own = &route.metadata.namespace;
-    route
-        .spec
-        .parent_refs
-        .iter()
+fn parents(metadata: &Metadata, refs: &[ParentRef]) -> Vec<Name> {
+    let own = &metadata.namespace;
+    refs.iter()
         .map(|p| {
             (
                 if p.namespace.is_empty() {
@@ -381,10 +393,8 @@ fn touches(object: &Object) -> Vec<Dependency> {
                 Dependency::Services(namespace),
             ]
         }
-        Object::HTTPRoute(route) => parents(route)
-            .into_iter()
-            .map(Dependency::Service)
-            .collect(),
+        Object::HTTPRoute(route) => attached_to(&parents(&route.metadata, &route.spec.parent_refs)),
+        Object::GRPCRoute(route) => attached_to(&parents(&route.metadata, &route.spec.parent_refs)),
         Object::Pod(pod) => {
             let mut touched = vec![Dependency::Pod(name)];
             touched.extend(pod_addresses(pod).into_iter().map(Dependency::Address));

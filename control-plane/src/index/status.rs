@@ -14,6 +14,7 @@ impl Index {
             .filter_map(|object| {
                 let conditions = match object {
                     Object::HTTPRoute(route) => self.route_conditions(route),
+                    Object::GRPCRoute(route) => self.route_conditions(&route.as_http()),
                     Object::AuthenticationPolicy(policy) => {
                         vec![self.authentication_condition(policy)]
                     }
@@ -35,7 +36,7 @@ impl Index {
 
     /// `Accepted` and `ResolvedRefs`, with the Gateway API's reasons.
     fn route_conditions(&self, route: &HttpRoute) -> Vec<Condition> {
-        let missing: Vec<String> = super::parents(route)
+        let missing: Vec<String> = super::parents(&route.metadata, &route.spec.parent_refs)
             .iter()
             .zip(&route.spec.parent_refs)
             .filter(|(key, parent)| !self.has_port(key, parent.port))

@@ -98,12 +98,15 @@ pub fn exchange<'a>(
     let mut planned = match side.plan(&head) {
         Err(response) => Err((response, head)),
         Ok(plan) => {
-            let fields = &mut Rc::make_mut(&mut head).fields;
+            let own = Rc::make_mut(&mut head);
             if let Some(rule) = &plan.rule {
-                rule.request_headers.apply(fields);
+                rule.request_headers.apply(&mut own.fields);
+                if let Some(rewrite) = &rule.rewrite {
+                    own.rewrite(rewrite, &rule.matched_prefix);
+                }
             }
             if let Some(backend) = plan.backend() {
-                backend.request_headers.apply(fields);
+                backend.request_headers.apply(&mut own.fields);
             }
             Ok(Exchange {
                 side,

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use weft_policy::RequestView;
 use weft_policy::path::{PathError, normalize};
+use weft_policy::url::change_path;
+use weft_proto::Rewrite;
 
 use super::fields::{Fields, Known, Span};
 
@@ -67,6 +69,24 @@ impl RequestHead {
     /// Sets host and port, a text that `fields` keep.
     pub fn set_authority(&mut self, authority: Span) {
         self.authority = authority;
+    }
+
+    /// Changes host and path as a route says. `matched`: the prefix that its
+    /// match names.
+    pub fn rewrite(&mut self, rewrite: &Rewrite, matched: &str) {
+        if !rewrite.hostname.is_empty() {
+            self.authority = self.fields.keep(rewrite.hostname.as_bytes());
+        }
+        if let Some(change) = &rewrite.path {
+            let mut target = change_path(self.path(), matched, change);
+            if let Some(query) = self.query() {
+                target.push('?');
+                target.push_str(query);
+            }
+            let target = self.fields.keep(target.as_bytes());
+            // A route with a path that is none was refused with the route.
+            let _ = self.set_target(target);
+        }
     }
 
     /// Says that the scheme is `https`.

@@ -14,6 +14,8 @@ pub struct LocalResponse {
     pub flag: Flag,
     /// For the caller: nothing that it may not know.
     pub text: &'static str,
+    /// Where a redirect leads.
+    pub location: Option<Box<str>>,
 }
 
 impl LocalResponse {
@@ -32,8 +34,23 @@ impl LocalResponse {
             Flag::Malformed => (400, "this is not a valid request"),
             Flag::ClientGone => (499, "the caller went away"),
             Flag::PolicyChanged => (403, "access denied"),
+            Flag::Redirected => (302, "redirected"),
         };
-        Self { status, flag, text }
+        Self {
+            status,
+            flag,
+            text,
+            location: None,
+        }
+    }
+
+    /// Sends the caller somewhere else.
+    pub fn redirect(status: u16, location: String) -> Self {
+        Self {
+            status,
+            location: Some(location.into()),
+            ..Self::new(Flag::Redirected)
+        }
     }
 
     /// The gRPC status that says the same (gRPC's mapping of HTTP statuses).
@@ -54,6 +71,9 @@ impl LocalResponse {
         let mut head = ResponseHead::new(status, client);
         let fields = &mut head.fields;
         fields.push(b"x-request-id", request_id.as_bytes());
+        if let Some(location) = &self.location {
+            fields.push(b"location", location.as_bytes());
+        }
         if grpc {
             fields.push(b"content-type", b"application/grpc");
             fields.push(b"grpc-status", self.grpc_status().to_string().as_bytes());

@@ -42,6 +42,13 @@ async fn pair() -> (TcpStream, TcpStream) {
 /// A request as a server understood it: method, target, `x-` fields, body.
 type Understood = (String, String, Vec<(String, Vec<u8>)>, Vec<u8>);
 
+/// hyper keeps no order but among fields of one name.
+fn by_name(fields: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+    let mut fields: Vec<_> = fields.collect();
+    fields.sort_by(|(a, _), (b, _)| a.cmp(b));
+    fields
+}
+
 async fn as_hyper_reads(wire: &[u8]) -> Vec<Understood> {
     let (mut client, server) = pair().await;
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -57,9 +64,7 @@ async fn as_hyper_reads(wire: &[u8]) -> Vec<Understood> {
                     seen.lock().unwrap().push((
                         head.method.to_string(),
                         head.uri.path_and_query().unwrap().to_string(),
-                        fields
-                            .map(|(n, v)| (n.to_string(), v.as_bytes().to_vec()))
-                            .collect(),
+                        by_name(fields.map(|(n, v)| (n.to_string(), v.as_bytes().to_vec()))),
                         body.to_bytes().to_vec(),
                     ));
                 }
@@ -114,7 +119,7 @@ async fn as_we_read(wire: &[u8]) -> Vec<Understood> {
             seen.push((
                 text(head.method_bytes()),
                 target,
-                fields.filter(|(n, _)| n.starts_with("x-")).collect(),
+                by_name(fields.filter(|(n, _)| n.starts_with("x-"))),
                 body,
             ));
             if !h1::keeps_alive(&head.fields, head.version) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use weft_identity::SpiffeId;
 use weft_policy::Identity;
 use weft_policy::authorization::{Call, Decision};
+use weft_policy::url::location;
 
 use super::head::RequestHead;
 use super::local::LocalResponse;
@@ -129,6 +130,11 @@ impl OutboundSide {
                 let rule = rule
                     .ok_or_else(|| LocalResponse::new(Flag::NoRoute))?
                     .clone();
+                if let Some(redirect) = &rule.redirect {
+                    let to = location(redirect, head, &rule.matched_prefix, head.scheme());
+                    let status = u16::try_from(redirect.status).unwrap_or(302);
+                    return Err(LocalResponse::redirect(status, to));
+                }
                 let (backend, target) = rule
                     .pick(self.worker.random())
                     .and_then(|(index, b)| Some((index, self.worker.balancer(b)?)))

@@ -46,6 +46,8 @@ pub enum Flag {
     ClientGone,
     /// A policy changed while it ran.
     PolicyChanged,
+    /// A route sends the caller somewhere else.
+    Redirected,
 }
 
 impl Flag {
@@ -64,6 +66,7 @@ impl Flag {
             Self::Malformed => "malformed",
             Self::ClientGone => "client_gone",
             Self::PolicyChanged => "policy_changed",
+            Self::Redirected => "redirected",
         }
     }
 }

@@ -270,3 +270,98 @@ fn weights_split_opaque_connections() {
     assert_eq!(one + two, 80, "{ran:?}");
     assert!((8..35).contains(&one), "a quarter was asked: {one} of 80");
 }
+
+#[test]
+fn redirects_and_rewrites_follow_gateway_api() {
+    let mesh = Mesh::up(&(client("client") + &web("web", 1) + &service("old", "web", 80, 8080)));
+    let path = |prefix: &str| format!("matches: [{{path: {{type: PathPrefix, value: {prefix}}}}}]");
+    mesh.apply(&route("r", "web", &format!(
+        "[{{{}, filters: [{{type: RequestRedirect, requestRedirect: {{hostname: old.t, statusCode: 307, path: {{type: ReplacePrefixMatch, replacePrefixMatch: /echo/moved}}}}}}]}}, \
+          {{{}, filters: [{{type: RequestRedirect, requestRedirect: {{scheme: https, port: 8443}}}}]}}, \
+          {{{}, filters: [{{type: URLRewrite, urlRewrite: {{hostname: inner.example, path: {{type: ReplacePrefixMatch, replacePrefixMatch: /echo/x}}}}}}], backendRefs: [{{name: web, port: 80}}]}}, \
+          {{{}, filters: [{{type: URLRewrite, urlRewrite: {{path: {{type: ReplaceFullPath, replaceFullPath: /echo/full}}}}}}], backendRefs: [{{name: web, port: 80}}]}}]",
+        path("/a"), path("/b"), path("/c"), path("/d"),
+    )));
+    let location = |url: &str| {
+        let format = "%{http_code} %{redirect_url}";
+        mesh.exec(
+            "deploy/client",
+            &["curl", "-s", "-o", "/dev/null", "-w", format, url],
+        )
+        .out
+    };
+    assert_eq!(
+        location("http://web/a/1?q=2"),
+        "307 http://old.t/echo/moved/1?q=2"
+    );
+    assert_eq!(location("http://web/b?q"), "302 https://web:8443/b?q");
+    // The caller can follow it.
+    let (status, body) = mesh.curl(
+        "deploy/client",
+        &["-L", "-X", "PUT", "-d", "hi", "http://web/a/1"],
+    );
+    assert!(
+        status == 200 && body.contains("moved/1") && body.contains("\"bytes\":2"),
+        "{body}"
+    );
+    let (status, body) = mesh.curl("deploy/client", &["http://web/c/y?z=1"]);
+    assert!(
+        status == 200 && body.contains("\"x/y\"") && body.contains("inner.example"),
+        "{body}"
+    );
+    let (status, body) = mesh.curl("deploy/client", &["http://web/d/y"]);
+    assert!(status == 200 && body.contains("\"full\""), "{body}");
+    for bad in [
+        "[{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: web, port: 80}]}]",
+        "[{matches: [{path: {type: Exact, value: /x}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /y}}}], backendRefs: [{name: web, port: 80}]}]",
+        "[{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]}]",
+    ] {
+        let ran = mesh.try_apply(&route("bad", "web", bad));
+        assert_eq!(ran.code, 1, "{bad}: {ran:?}");
+    }
+}
+
+#[test]
+fn grpc_routes_match_services_and_methods() {
+    let cart = |name: &str| {
+        deployment(
+            name,
+            1,
+            "command: [shop, cart], readinessProbe: {tcpSocket: {port: 9090}}",
+        ) + &service(name, name, 9090, 9090)
+    };
+    let grpc_route = "---\n{apiVersion: gateway.networking.k8s.io/v1, kind: GRPCRoute, metadata: {name: r, namespace: t}, spec: {parentRefs: [{group: \"\", kind: Service, name: cart}], rules: [\
+        {matches: [{method: {service: shop.Cart, method: Get}}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-rule, value: exact}]}}], backendRefs: [{name: cart, port: 9090}]}, \
+        {matches: [{method: {method: AddAll}}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-rule, value: method}]}}], backendRefs: [{name: cart, port: 9090}]}, \
+        {matches: [{method: {service: shop.Cart}, headers: [{name: x-to, value: none}]}], backendRefs: [{name: nobody, port: 9090}]}]}}\n";
+    let mesh = Mesh::up(&(client("client") + &cart("cart") + grpc_route));
+    let grpcurl = tool_for_pods("grpcurl");
+    let proto = repository().join("examples/shop");
+    let call = |flags: &str, method: &str| {
+        let ran = mesh.sh(
+            "deploy/client",
+            &format!("{grpcurl} -v -plaintext -import-path {} -proto cart.proto {flags} cart:9090 shop.Cart/{method}", proto.display()),
+        );
+        format!("{}{}", ran.out, ran.err)
+    };
+    let get = call("-d '{\"user\":\"a\"}'", "Get");
+    assert!(
+        get.contains("x-rule: exact") && get.contains("\"items\": 3"),
+        "{get}"
+    );
+    let add = call("-d '{\"name\":\"a\"}'", "AddAll");
+    assert!(add.contains("x-rule: method"), "{add}");
+    let nobody = call("-H 'x-to: none' -d '{}'", "Chat");
+    assert!(
+        nobody.contains("Code: Unavailable") || nobody.contains("Code: Internal"),
+        "{nobody}"
+    );
+    let none = call("-d '{}'", "Chat");
+    assert!(none.contains("Unimplemented"), "{none}");
+    let bad =
+        mesh.try_apply(&grpc_route.replace("service: shop.Cart, method: Get", "service: \"\""));
+    assert!(
+        bad.code == 1 && bad.err.contains("name a service or a method"),
+        "{bad:?}"
+    );
+}

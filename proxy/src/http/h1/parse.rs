@@ -285,7 +285,8 @@ fn response_framing(head: &ResponseHead, request_method: &[u8]) -> Result<Framin
     })
 }
 
-/// Whether the connection may carry another message after this one.
+/// Whether the connection may carry another message after this one (RFC 9112
+/// section 9.3): `close` decides, whatever else is said.
 pub fn keeps_alive(fields: &Fields, version: Version) -> bool {
     let has = |token: &[u8]| {
         fields
@@ -293,7 +294,7 @@ pub fn keeps_alive(fields: &Fields, version: Version) -> bool {
             .any(|list| crate::http::h2_contains_token(list, token))
     };
     match version {
-        Version::H10 => has(b"keep-alive"),
+        Version::H10 => has(b"keep-alive") && !has(b"close"),
         _ => !has(b"close"),
     }
 }
