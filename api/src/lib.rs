@@ -10,6 +10,7 @@ mod load;
 mod meta;
 mod policy;
 mod quantity;
+mod reference_grant;
 mod validate;
 
 pub use crate::core::*;
@@ -19,6 +20,7 @@ pub use load::{LoadError, MAX_MANIFEST_BYTES, load_path, parse_manifests, parse_
 pub use meta::{Metadata, ObjectKey};
 pub use policy::*;
 pub use quantity::GatewayDuration;
+pub use reference_grant::*;
 pub use validate::{Problem, is_dns_label, is_dns_name, validate};
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,7 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     HTTPRoute(HttpRoute),
     GRPCRoute(GrpcRoute),
+    ReferenceGrant(ReferenceGrant),
     AuthorizationPolicy(AuthorizationPolicy),
     AuthenticationPolicy(AuthenticationPolicy),
 }
@@ -62,6 +65,7 @@ macro_rules! each {
             Object::EndpointSlice($inner) => $body,
             Object::HTTPRoute($inner) => $body,
             Object::GRPCRoute($inner) => $body,
+            Object::ReferenceGrant($inner) => $body,
             Object::AuthorizationPolicy($inner) => $body,
             Object::AuthenticationPolicy($inner) => $body,
         }
@@ -90,6 +94,7 @@ impl Object {
             Self::EndpointSlice(_) => "EndpointSlice",
             Self::HTTPRoute(_) => "HTTPRoute",
             Self::GRPCRoute(_) => "GRPCRoute",
+            Self::ReferenceGrant(_) => "ReferenceGrant",
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Self::AuthenticationPolicy(_) => "AuthenticationPolicy",
         }

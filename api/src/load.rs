@@ -40,6 +40,7 @@ const KINDS: &[(&str, &str)] = &[
     ("EndpointSlice", "discovery.k8s.io/v1"),
     ("HTTPRoute", "gateway.networking.k8s.io/v1"),
     ("GRPCRoute", "gateway.networking.k8s.io/v1"),
+    ("ReferenceGrant", "gateway.networking.k8s.io/v1"),
     ("AuthorizationPolicy", "weft.dev/v1alpha1"),
     ("AuthenticationPolicy", "weft.dev/v1alpha1"),
 ];
@@ -231,6 +232,7 @@ fn read_kind(
         "EndpointSlice" => Object::EndpointSlice(deserialize(document)?),
         "HTTPRoute" => Object::HTTPRoute(deserialize(document)?),
         "GRPCRoute" => Object::GRPCRoute(deserialize(document)?),
+        "ReferenceGrant" => Object::ReferenceGrant(deserialize(document)?),
         "AuthorizationPolicy" => Object::AuthorizationPolicy(deserialize(document)?),
         _ => Object::AuthenticationPolicy(deserialize(document)?),
     })

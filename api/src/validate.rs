@@ -107,7 +107,10 @@ pub fn validate(object: &Object) -> Vec<Problem> {
         Object::AuthenticationPolicy(policy) => {
             validate_targets(&policy.spec.target_refs, &mut problems);
         }
-        Object::Namespace(_) | Object::ServiceAccount(_) | Object::EndpointSlice(_) => {}
+        Object::Namespace(_)
+        | Object::ServiceAccount(_)
+        | Object::EndpointSlice(_)
+        | Object::ReferenceGrant(_) => {}
     }
     problems.0
 }

@@ -344,9 +344,12 @@ fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
 
 fn logs(args: &LogsArgs) -> anyhow::Result<()> {
     let paths = MeshPaths::new(&args.mesh.name);
+    // `ps` lists the control plane as the pod that it is elsewhere.
+    let control_plane = args.namespace == weft_api::ROOT_NAMESPACE
+        && args.pod.as_deref() == Some("weft-control-plane");
     let file = match &args.pod {
         _ if args.engine => paths.logs().join("engine.log"),
-        _ if args.control_plane => paths.logs().join("control-plane.log"),
+        _ if args.control_plane || control_plane => paths.logs().join("control-plane.log"),
         None => bail!("name a pod"),
         Some(name) => {
             let pods = pods(&paths)?;

@@ -12,7 +12,7 @@ use weft_proto as proto;
 use weft_proto::destination::Kind;
 use weft_proto::names;
 
-use super::{Asker, Dependency, Index, Route, is_meshed, protocol};
+use super::{Asker, Dependency, Index, Name, Route, is_meshed, parents, protocol};
 
 impl Index {
     /// What an address leads to. Within the mesh, an address that nobody has
@@ -125,10 +125,11 @@ impl Index {
             chosen.retain(|r| r.grpc);
         }
         let mut rules = Vec::new();
-        for Route { http: route, .. } in chosen {
+        for attached in chosen {
+            let route = &attached.http;
             let name = format!("{}/{}", route.metadata.namespace, route.metadata.name);
             for (position, rule) in route.spec.rules.iter().enumerate() {
-                let made = self.route_rules(&name, route, rule, position, on);
+                let made = self.route_rules(&name, attached, rule, position, on);
                 let created = &route.metadata.creation_timestamp;
                 rules.extend(
                     made.into_iter()
@@ -144,7 +145,7 @@ impl Index {
     fn route_rules(
         &self,
         name: &str,
-        route: &HttpRoute,
+        route: &Route,
         rule: &HttpRouteRule,
         position: usize,
         on: &mut Vec<Dependency>,
@@ -195,11 +196,11 @@ impl Index {
 
     fn backend(
         &self,
-        route: &HttpRoute,
+        route: &Route,
         backend: &HttpBackendRef,
         on: &mut Vec<Dependency>,
     ) -> proto::WeightedBackend {
-        let own = &route.metadata.namespace;
+        let own = &route.http.metadata.namespace;
         let namespace = if backend.namespace.is_empty() {
             own
         } else {
@@ -208,8 +209,8 @@ impl Index {
         let key = (namespace.clone(), backend.name.clone());
         on.push(Dependency::Service(key.clone()));
         let port = backend.port.unwrap_or_default();
-        // Another namespace's service would need a ReferenceGrant.
-        let exists = namespace == own
+        on.push(Dependency::Grants(namespace.clone()));
+        let exists = self.may_name(route.kind(), &route.http, &key)
             && self
                 .services
                 .get(&key)
@@ -226,6 +227,20 @@ impl Index {
             response_headers,
             service: format!("{namespace}/{}", backend.name),
         }
+    }
+
+    /// Whether a route may name a service: one of its own namespace, one that
+    /// its callers asked for anyway, or one whose namespace grants it (GEP-709).
+    pub(super) fn may_name(&self, kind: &str, route: &HttpRoute, service: &Name) -> bool {
+        let own = &route.metadata.namespace;
+        let parents = parents(&route.metadata, &route.spec.parent_refs);
+        let grants = self.grants.get(&service.0).map(Vec::as_slice);
+        *own == service.0
+            || parents.contains(service)
+            || grants
+                .unwrap_or_default()
+                .iter()
+                .any(|g| g.spec.allows(kind, own, &service.1))
     }
 
     /// The ready endpoints of a service's port; where there are none, those

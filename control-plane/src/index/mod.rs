@@ -17,7 +17,8 @@ use std::sync::Arc;
 use prost::Message;
 use weft_api::{
     AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute, LABEL_DEPLOYMENT,
-    LABEL_INJECTED, LABEL_SERVICE_NAME, Metadata, Object, ObjectKey, ParentRef, Pod, Service,
+    LABEL_INJECTED, LABEL_SERVICE_NAME, Metadata, Object, ObjectKey, ParentRef, Pod,
+    ReferenceGrant, Service,
 };
 use weft_proto as proto;
 use weft_proto::{Resource, names, resource::Body};
@@ -47,6 +48,8 @@ enum Dependency {
     Address(IpAddr),
     /// Policies of a namespace.
     Policies(String),
+    /// Which routes of others a namespace lets name its services.
+    Grants(String),
     Mesh,
 }
 
@@ -63,6 +66,7 @@ pub struct Index {
     services: HashMap<Name, Service>,
     slices: HashMap<Name, Vec<EndpointSlice>>,
     routes: HashMap<Name, Vec<Route>>,
+    grants: HashMap<String, Vec<ReferenceGrant>>,
     pods: HashMap<Name, Pod>,
     pods_by_address: HashMap<IpAddr, Name>,
     services_by_address: HashMap<IpAddr, Name>,
@@ -77,6 +81,12 @@ pub struct Index {
 struct Route {
     grpc: bool,
     http: HttpRoute,
+}
+
+impl Route {
+    fn kind(&self) -> &'static str {
+        if self.grpc { "GRPCRoute" } else { "HTTPRoute" }
+    }
 }
 
 /// Who asks: what it gets may depend on that.
@@ -99,6 +109,7 @@ impl Index {
             services: HashMap::new(),
             slices: HashMap::new(),
             routes: HashMap::new(),
+            grants: HashMap::new(),
             pods: HashMap::new(),
             pods_by_address: HashMap::new(),
             services_by_address: HashMap::new(),
@@ -150,6 +161,7 @@ impl Index {
         self.services.clear();
         self.slices.clear();
         self.routes.clear();
+        self.grants.clear();
         self.pods.clear();
         self.pods_by_address.clear();
         self.services_by_address.clear();
@@ -175,6 +187,10 @@ impl Index {
                 }
                 Object::HTTPRoute(route) => attach(&mut self.routes, false, route),
                 Object::GRPCRoute(route) => attach(&mut self.routes, true, &route.as_http()),
+                Object::ReferenceGrant(grant) => {
+                    let grants = self.grants.entry(key.namespace.clone()).or_default();
+                    grants.push(grant.clone());
+                }
                 Object::Pod(pod) => {
                     for ip in pod_addresses(pod) {
                         self.pods_by_address.insert(ip, name.clone());
@@ -395,6 +411,7 @@ fn touches(object: &Object) -> Vec<Dependency> {
         }
         Object::HTTPRoute(route) => attached_to(&parents(&route.metadata, &route.spec.parent_refs)),
         Object::GRPCRoute(route) => attached_to(&parents(&route.metadata, &route.spec.parent_refs)),
+        Object::ReferenceGrant(_) => vec![Dependency::Grants(namespace)],
         Object::Pod(pod) => {
             let mut touched = vec![Dependency::Pod(name)];
             touched.extend(pod_addresses(pod).into_iter().map(Dependency::Address));

@@ -13,8 +13,10 @@ impl Index {
             .values()
             .filter_map(|object| {
                 let conditions = match object {
-                    Object::HTTPRoute(route) => self.route_conditions(route),
-                    Object::GRPCRoute(route) => self.route_conditions(&route.as_http()),
+                    Object::HTTPRoute(route) => self.route_conditions(object.kind(), route),
+                    Object::GRPCRoute(route) => {
+                        self.route_conditions(object.kind(), &route.as_http())
+                    }
                     Object::AuthenticationPolicy(policy) => {
                         vec![self.authentication_condition(policy)]
                     }
@@ -35,7 +37,7 @@ impl Index {
     }
 
     /// `Accepted` and `ResolvedRefs`, with the Gateway API's reasons.
-    fn route_conditions(&self, route: &HttpRoute) -> Vec<Condition> {
+    fn route_conditions(&self, kind: &str, route: &HttpRoute) -> Vec<Condition> {
         let missing: Vec<String> = super::parents(&route.metadata, &route.spec.parent_refs)
             .iter()
             .zip(&route.spec.parent_refs)
@@ -51,10 +53,10 @@ impl Index {
                 &format!("no such Service or port: {}", names.join(", ")),
             ),
         };
-        vec![accepted, self.resolved_refs(route)]
+        vec![accepted, self.resolved_refs(kind, route)]
     }
 
-    fn resolved_refs(&self, route: &HttpRoute) -> Condition {
+    fn resolved_refs(&self, kind: &str, route: &HttpRoute) -> Condition {
         let own = &route.metadata.namespace;
         for backend in route.spec.rules.iter().flat_map(|r| &r.backend_refs) {
             let namespace = if backend.namespace.is_empty() {
@@ -63,13 +65,14 @@ impl Index {
                 &backend.namespace
             };
             let name = format!("{namespace}/{}", backend.name);
-            if namespace != own {
+            let key = (namespace.clone(), backend.name.clone());
+            if !self.may_name(kind, route, &key) {
                 let text = format!(
-                    "{name} is in another namespace, and no ReferenceGrant is understood yet"
+                    "{name} is in another namespace: a ReferenceGrant there must allow {kind}s of {own}"
                 );
                 return condition("ResolvedRefs", false, "RefNotPermitted", &text);
             }
-            if !self.has_port(&(namespace.clone(), backend.name.clone()), backend.port) {
+            if !self.has_port(&key, backend.port) {
                 let text = format!("no such Service or port: {name}");
                 return condition("ResolvedRefs", false, "BackendNotFound", &text);
             }

@@ -200,3 +200,35 @@ fn the_closest_authentication_policy_holds() {
     let port = inbound.ports.iter().find(|p| p.port == 9100).unwrap();
     assert_eq!(port.mtls(), proto::MtlsMode::Permissive);
 }
+
+#[test]
+fn another_namespaces_service_is_named_only_with_its_grant() {
+    let consumer = route(
+        "ops",
+        "r",
+        "[{backendRefs: [{name: web, namespace: shop, port: 80}]}, {backendRefs: [{name: web2, namespace: shop, port: 80}]}]",
+    );
+    let grant = |kind: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: shop}}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: {kind}, namespace: ops}}], to: [{{group: \"\", kind: Service, name: web2}}]}}\n"
+        )
+    };
+    let backends = |index: &mut Index| -> Vec<String> {
+        let rules = rules(index, "ops");
+        let mut all: Vec<_> = rules.into_iter().flat_map(|r| r.backends).collect();
+        all.sort_by(|a, b| a.service.cmp(&b.service));
+        all.into_iter().map(|b| b.endpoints).collect()
+    };
+    let mut index = index(&consumer);
+    // The service that the callers asked for needs no grant.
+    assert_eq!(backends(&mut index), ["endpoints/shop/web/80", ""]);
+    let refs = index.status()[0].conditions[1].clone();
+    assert_eq!(refs.reason, "RefNotPermitted");
+    assert!(refs.message.contains("ReferenceGrant"), "{}", refs.message);
+    replace(&mut index, &(consumer.clone() + &grant("GRPCRoute")));
+    assert_eq!(backends(&mut index), ["endpoints/shop/web/80", ""]);
+    replace(&mut index, &(consumer + &grant("HTTPRoute")));
+    let both = ["endpoints/shop/web/80", "endpoints/shop/web2/80"];
+    assert_eq!(backends(&mut index), both);
+    assert_eq!(index.status()[0].conditions[1].reason, "ResolvedRefs");
+}

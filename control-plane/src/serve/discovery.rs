@@ -281,6 +281,12 @@ impl Session {
         }
         self.number += 1;
         let number = self.number;
+        tracing::debug!(
+            namespace = self.asker.namespace,
+            pod = self.asker.pod,
+            resources = resources.len(),
+            "resources sent"
+        );
         self.state
             .proxies
             .change(&self.asker.namespace, &self.asker.pod, |p| p.sent = number);

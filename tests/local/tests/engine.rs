@@ -190,3 +190,28 @@ fn a_machine_that_cannot_redirect_is_told_what_it_lacks() {
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("NET_ADMIN"), "{said}");
 }
+
+#[test]
+fn what_is_excluded_is_not_redirected() {
+    // Whoever is redirected reaches the listener on 15001; nobody answers
+    // behind the interface.
+    let script = "set -e; ip link set lo up; ip link add v0 type veth peer name v1; ip addr add 10.0.0.1/8 dev v0; ip link set v0 up; ip link set v1 up
+        $1 --exclude-outbound-ports 9000 --exclude-outbound-cidrs 10.3.0.0/16 --exclude-uids 1234
+        /usr/bin/python3 -uc 'import socket,time
+s=socket.create_server((\"0.0.0.0\",15001)); print(\"listening\"); time.sleep(20)' > $2 & listener=$!
+        until grep -q listening $2; do sleep 0.1; done
+        try() { timeout 1 setpriv --reuid $1 --clear-groups /usr/bin/python3 -c \"import socket; socket.create_connection(('$2',$3),0.5)\" 2>/dev/null && echo \"$1 $2 $3 redirected\" || echo \"$1 $2 $3 direct\"; }
+        try 1000 10.2.0.2 80; try 1000 10.2.0.2 9000; try 1000 10.3.0.2 80; try 1234 10.2.0.2 80; try 1337 10.2.0.2 80
+        kill $listener";
+    let folder = Folder::new("excluded");
+    let out = folder.write("out", "");
+    let ran = Command::new("unshare")
+        .args(["-n", "bash", "-c", script, "bash"])
+        .arg(programs().join("weft-init"))
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    let wanted = "1000 10.2.0.2 80 redirected\n1000 10.2.0.2 9000 direct\n1000 10.3.0.2 80 direct\n1234 10.2.0.2 80 direct\n1337 10.2.0.2 80 direct\n";
+    assert_eq!(said, wanted, "{}", String::from_utf8_lossy(&ran.stderr));
+}

@@ -284,3 +284,39 @@ fn a_root_is_replaced_under_load_without_a_lost_request() {
     let shown = mesh.ctl(&["ca", "show", "-o", "json"]).out;
     assert!(!shown.is_empty());
 }
+
+#[test]
+fn a_callee_that_cannot_prove_itself_is_never_called_in_plaintext() {
+    let mesh = Mesh::up(&(client("client") + &web("web", 1)));
+    assert_eq!(mesh.get("deploy/client", "http://web/items"), 200);
+    // Without redirect rules the application itself gets the connections; it
+    // would answer plaintext gladly.
+    let sidecar = mesh.pid("web", "weft-proxy");
+    let ran = std::process::Command::new("nsenter")
+        .args(["-t", &sidecar.to_string(), "-n"])
+        .arg(programs().join("weft-init"))
+        .arg("--remove")
+        .status()
+        .unwrap();
+    assert!(ran.success());
+    signal(sidecar, nix::sys::signal::Signal::SIGKILL);
+    let flag = || {
+        let ran = mesh.exec(
+            "deploy/client",
+            &["curl", "-si", "-m", "10", "http://web/items"],
+        );
+        assert!(
+            !ran.out.contains("200 OK"),
+            "answered in plaintext: {ran:?}"
+        );
+        let flag = ran
+            .out
+            .lines()
+            .find_map(|l| l.strip_prefix("weft-response-flag: "));
+        flag.unwrap_or_default().trim().to_owned()
+    };
+    eventually("the callee proves nothing", || flag() == "connect_failure");
+    for _ in 0..5 {
+        assert_eq!(flag(), "connect_failure");
+    }
+}

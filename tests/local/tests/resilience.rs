@@ -168,3 +168,42 @@ fn scaling_down_to_one_and_back_loses_nothing() {
     let ran = loaded.wait();
     assert_eq!(counts(&ran.out).1, 0, "{ran:?}");
 }
+
+#[test]
+fn a_control_plane_that_returns_sends_only_what_has_changed() {
+    let mesh = Mesh::up_with(&(client("client") + &web("web", 3)), &["--log", "debug"]);
+    assert_eq!(mesh.get("deploy/client", "http://web/items"), 200);
+    let sent = || -> usize {
+        let log = mesh
+            .ctl(&["local", "logs", "-n", "weft-system", "weft-control-plane"])
+            .out;
+        let lines = log.lines().filter(|l| l.contains("resources sent"));
+        let number = |l: &str| -> Option<usize> {
+            l.rsplit_once("resources=")?
+                .1
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        };
+        lines.filter_map(number).sum::<usize>()
+    };
+    let at_first = sent();
+    assert!(
+        at_first >= 8,
+        "{at_first}: settings, own policies, destinations of four pods"
+    );
+    signal(
+        mesh.pid("weft-control-plane", "weft-control-plane"),
+        Signal::SIGKILL,
+    );
+    eventually("it is back", || mesh.ctl(&["check"]).code == 0);
+    std::thread::sleep(Duration::from_secs(1));
+    let again = sent() - at_first;
+    assert!(again <= 2, "{again} of {at_first} were sent again");
+    // And what changes arrives.
+    mesh.apply(&policy("p", "web", "action: Deny, rules: [{}]"));
+    eventually("the policy is in force", || {
+        mesh.get("deploy/client", "http://web/items") == 403
+    });
+}
