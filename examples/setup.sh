@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian what is missing, and says what.
-# Usage: setup.sh PURPOSE [COMMAND:PACKAGE...]
+# Usage: setup.sh PURPOSE [WHAT:PACKAGE...]     WHAT: a command, or the path of a file
 set -euo pipefail
 purpose=$1
 shift
@@ -10,11 +10,21 @@ if [ "$(id -u)" != 0 ]; then
 fi
 missing=()
 for pair in ip:iproute2 iptables-restore:iptables setpriv:util-linux curl:curl cc:gcc "$@"; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    what=${pair%%:*}
+    case $what in
+    /*) [ -e "$what" ] || missing+=("${pair#*:}") ;;
+    *) command -v "$what" >/dev/null || missing+=("${pair#*:}") ;;
+    esac
 done
-if [ ${#missing[@]} -gt 0 ]; then
-    echo "installing from Debian: ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+if [ ${#missing[@]} -eq 0 ]; then exit; fi
+echo "installing from Debian: ${missing[*]}"
+# A server that a package brings must not be started as a service.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod +x $policy
+    trap 'rm -f $policy' EXIT
 fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

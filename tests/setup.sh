@@ -2,15 +2,8 @@
 # Installs what the tests need: clients and servers that others wrote.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# A server that a package brings must not be started as a service.
-policy=/usr/sbin/policy-rc.d
-if [ "$(id -u)" = 0 ] && [ ! -e $policy ]; then
-    printf '#!/bin/sh\nexit 101\n' >$policy
-    chmod +x $policy
-    trap 'rm -f $policy' EXIT
-fi
 examples/setup.sh test nghttp:nghttp2-client nghttpd:nghttp2-server mariadbd:mariadb-server \
-    mariadb:mariadb-client nc:netcat-openbsd python3:python3
+    mariadb:mariadb-client nc:netcat-openbsd python3:python3 openssl:openssl
 if ! command -v go >/dev/null; then
     echo "make test needs Go 1.26 for the tools that come as Go modules: install it from go.dev" >&2
     exit 1
@@ -20,7 +13,6 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/weft/tools
 mkdir -p "$tools"
 [ -x "$tools/grpcurl" ] || GOBIN=$tools go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 [ -x "$tools/h2spec" ] || GOBIN=$tools go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
-command -v openssl >/dev/null || examples/setup.sh test openssl:openssl
 collector=otel-collector-$(cat tests/otel-collector/* | sha256sum | cut -c1-16)
 if [ ! -x "$tools/$collector" ]; then
     echo "building an OpenTelemetry collector (kept in $tools)"

@@ -13,33 +13,10 @@ clusters=${CLUSTERS:-1} nodes=${NODES:-1}
 own_engine=false
 docker info >/dev/null 2>&1 || own_engine=true
 
-need() {
-    local missing=() pair
-    for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
-    done
-    if [ ${#missing[@]} -eq 0 ]; then return; fi
-    echo "installing from Debian: ${missing[*]}"
-    # A server that a package brings must not be started as a service.
-    local policy=/usr/sbin/policy-rc.d
-    if [ ! -e $policy ]; then
-        printf '#!/bin/sh\nexit 101\n' >$policy
-        chmod +x $policy
-        trap "rm -f $policy" EXIT
-    fi
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-}
-
 prepare() {
     if $own_engine; then
-        if [ "$(id -u)" != 0 ]; then
-            echo "without a Docker Engine clusters need root, for namespaces: run it with sudo" >&2
-            exit 1
-        fi
         command -v go >/dev/null || { echo "clusters are built from Go modules: install Go 1.26 from go.dev" >&2; exit 1; }
-        need dockerd:docker.io debootstrap:debootstrap iptables-restore:iptables nft:nftables conntrack:conntrack \
+        ../../examples/setup.sh cluster dockerd:docker.io debootstrap:debootstrap iptables-restore:iptables nft:nftables conntrack:conntrack \
             busybox:busybox cc:gcc python3:python3 sysctl:procps ip:iproute2
         ./engine.sh start
         export DOCKER_HOST=$socket
@@ -47,7 +24,9 @@ prepare() {
         kind_program=$cache/bin/kind kubectl=$cache/bin/kubernetes/kubectl
         within=(nsenter "--net=/run/netns/$netns")
     else
-        need kind:kind kubectl:kubernetes-client
+        for program in kind kubectl; do
+            command -v $program >/dev/null || { echo "$program is missing: install it (https://kind.sigs.k8s.io)" >&2; exit 1; }
+        done
         image=kindest/node:$kubernetes
         kind_program=kind kubectl=kubectl
         within=()

@@ -122,9 +122,7 @@ pub fn exchange<'a>(
     async move {
         let end = match &mut planned {
             Ok(exchange) => exchange.run(down).await,
-            Err((response, head)) => {
-                respond(side, down, response, grpc, head.version, framing).await
-            }
+            Err((response, head)) => respond(side, down, response.clone(), head, framing).await,
         };
         let took = start.elapsed();
         let (plan, head) = match &planned {
@@ -148,18 +146,19 @@ pub fn exchange<'a>(
 async fn respond(
     side: &Side,
     down: &mut Leg,
-    response: &LocalResponse,
-    grpc: bool,
-    version: Version,
+    mut response: LocalResponse,
+    head: &RequestHead,
     framing: Framing,
 ) -> End {
+    let grpc = head.is_grpc();
+    response.without_body = head.method_bytes() == b"HEAD";
     let id = format!("{:016x}", side.worker().random());
     // A body that nobody reads would be taken for the next request.
     let next = match framing {
         Framing::None if !side.worker().shared.is_draining() => Next::Continue,
         _ => Next::Close,
     };
-    response.send(down, grpc, version, &id, next == Next::Close);
+    response.send(down, grpc, head.version, &id, next == Next::Close);
     let _ = poll_fn(|cx| down.poll_finish(cx)).await;
     End {
         outcome: Outcome {
@@ -217,15 +216,7 @@ impl Exchange<'_> {
                 } else {
                     self.framing
                 };
-                respond(
-                    self.side,
-                    down,
-                    &response,
-                    self.grpc,
-                    self.head.version,
-                    framing,
-                )
-                .await
+                respond(self.side, down, response, &self.head, framing).await
             }
         }
     }

@@ -16,6 +16,8 @@ pub struct LocalResponse {
     pub text: &'static str,
     /// Where a redirect leads.
     pub location: Option<Box<str>>,
+    /// To a HEAD request: a body would be taken for the next response.
+    pub without_body: bool,
 }
 
 impl LocalResponse {
@@ -41,6 +43,7 @@ impl LocalResponse {
             flag,
             text,
             location: None,
+            without_body: false,
         }
     }
 
@@ -85,6 +88,10 @@ impl LocalResponse {
         fields.push(b"content-type", b"text/plain");
         fields.push(b"content-length", body.len().to_string().as_bytes());
         fields.push(b"weft-response-flag", self.flag.as_str().as_bytes());
+        if self.without_body {
+            to.send_response(&head, Framing::None, client, close);
+            return;
+        }
         to.send_response(&head, Framing::Length(body.len() as u64), client, close);
         // A caller that is gone does not hear it.
         let _ = to.send_data(body.as_bytes());

@@ -297,3 +297,22 @@ fn a_new_policy_ends_running_streams_within_a_second() {
         assert_ne!(ran.code, 0, "{app} must not look complete: {ran:?}");
     }
 }
+
+#[test]
+fn a_denied_head_request_leaves_the_connection_in_order() {
+    let deny =
+        "action: Deny, rules: [{httpAttributes: [{paths: [{type: PathPrefix, value: /admin}]}]}]";
+    let mesh = Mesh::up(&(client("client") + &web("web", 1) + &policy("p", "web", deny)));
+    let ran = mesh.sh(
+        "deploy/client",
+        "printf 'HEAD /admin HTTP/1.1\\r\\nHost: web\\r\\n\\r\\nGET /items HTTP/1.1\\r\\nHost: web\\r\\nConnection: close\\r\\n\\r\\n' | timeout 5 nc web 80",
+    );
+    let (first, second) = ran.out.split_once("\r\n\r\n").unwrap();
+    assert!(first.starts_with("HTTP/1.1 403"), "{ran:?}");
+    assert!(second.starts_with("HTTP/1.1 200"), "{ran:?}");
+    let ran = mesh.exec(
+        "deploy/client",
+        &["curl", "-sI", "--http2-prior-knowledge", "http://web/admin"],
+    );
+    assert!(ran.code == 0 && ran.out.contains("HTTP/2 403"), "{ran:?}");
+}
