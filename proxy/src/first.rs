@@ -11,7 +11,7 @@ use crate::transport::Io;
 
 /// A client that has said nothing for this long may be waiting for the server...
 const SILENCE: Duration = Duration::from_millis(5);
-/// ...or, where clients have always spoken first, has a connection in reserve.
+/// ...or, where HTTP or TLS is spoken, has a connection in reserve.
 const RESERVE: Duration = Duration::from_secs(1);
 
 /// Who speaks first on a port.

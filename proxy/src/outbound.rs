@@ -52,17 +52,19 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, address: SocketAddr) {
             match first(&mut client, local.first_speaker.get(), connect).await {
                 Ok(First::Client(spoken, early)) => (spoken, early),
                 Ok(First::Server(server, early)) => {
-                    local.first_speaker.set(match early.is_empty() {
-                        true => Speaker::Server,
-                        false => Speaker::Client,
-                    });
+                    if early.is_empty() {
+                        local.first_speaker.set(Speaker::Server);
+                    }
                     return join(&worker, &local, client.with_early(early), server, None).await;
                 }
                 Ok(First::Gone) | Err(_) => return,
             }
         }
     };
-    local.first_speaker.set(Speaker::Client);
+    if spoken != Spoken::Opaque {
+        // Of other protocols either side may be the first, now one, now the other.
+        local.first_speaker.set(Speaker::Client);
+    }
     let side = || {
         Side::Outbound(OutboundSide {
             worker: worker.clone(),

@@ -267,3 +267,24 @@ fn http2_conforms_to_h2spec() {
     );
     assert!(ran.out.contains("145 tests"), "{}", ran.out);
 }
+
+#[test]
+fn where_either_side_may_speak_first_neither_is_waited_for() {
+    // A banner for everybody, whoever has spoken.
+    let server = "command: [/usr/bin/python3, -c, \"import socket\\ns=socket.create_server(('',7000))\\nwhile True:\\n c,_=s.accept()\\n c.sendall(b'banner\\\\n')\\n c.close()\"], readinessProbe: {tcpSocket: {port: 7000}}";
+    let mesh = Mesh::up(
+        &(client("client") + &deployment("both", 1, server) + &service("both", "both", 7000, 7000)),
+    );
+    let ask = |first: &str| {
+        let script = format!(
+            "import socket,time\ns=socket.create_connection(('both',7000))\nt=time.time()\ns.sendall({first})\nprint(s.recv(7),time.time()-t)"
+        );
+        let ran = mesh.exec("deploy/client", &["/usr/bin/python3", "-c", &script]);
+        let (banner, seconds) = ran.out.trim().rsplit_once(' ').unwrap();
+        assert_eq!(banner, "b'banner\\n'", "{ran:?}");
+        seconds.parse::<f64>().unwrap()
+    };
+    ask("b'\\x00hello'");
+    let silent = ask("b''");
+    assert!(silent < 0.5, "a silent client waited for {silent} s");
+}
