@@ -28,7 +28,7 @@ pub fn change_path(path: &str, matched: &str, change: &proto::PathChange) -> Str
     }
 }
 
-/// The `Location` of a redirect. `scheme` and `port` are those of the request.
+/// The `Location` of a redirect. `scheme` is the request's.
 pub fn location(
     redirect: &proto::Redirect,
     request: &dyn RequestView,

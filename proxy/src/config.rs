@@ -349,9 +349,7 @@ impl Service {
             default_rule: Arc::new(Rule::compile(&default_rule, slot)),
         })
     }
-}
 
-impl Service {
     /// What an opaque connection takes: it has nothing that a match could look at.
     pub fn opaque_rule(&self) -> &Rule {
         let rule = self.table.catch_all().and_then(|i| self.rules.get(i));

@@ -2,8 +2,10 @@
 //! clients and servers that others wrote.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -66,11 +68,16 @@ pub fn tool(name: &str) -> PathBuf {
 
 /// The same, where the applications' user may run it.
 pub fn tool_for_pods(name: &str) -> String {
+    static PLACED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let place = format!("/run/weft-{name}");
-    // Another test's pod may run it now: replaced, not written to.
-    let new = format!("{place}.{}", std::process::id());
-    std::fs::copy(tool(name), &new).unwrap();
-    std::fs::rename(&new, &place).unwrap();
+    // Once for all tests of a file, which run side by side.
+    let mut placed = PLACED.lock().unwrap();
+    if placed.insert(name.to_owned()) {
+        // Another file's pod may run it now: replaced, not written to.
+        let new = format!("{place}.{}", std::process::id());
+        std::fs::copy(tool(name), &new).unwrap();
+        std::fs::rename(&new, &place).unwrap();
+    }
     place
 }
 
@@ -230,6 +237,21 @@ impl Mesh {
             .as_array()
             .unwrap()
             .clone()
+    }
+
+    /// Starts the shop's load generator in a pod; the last line it prints counts
+    /// what was good and bad.
+    pub fn load(&self, pod: &str, url: &str, rate: u32, seconds: u64) -> Background {
+        // By its path: a command run by `exec` has the user's own.
+        let program = programs().join("shop");
+        let run = format!("load --url {url} --rate {rate} --seconds {seconds}");
+        self.spawn(pod, &format!("{} {run}", program.display()))
+    }
+
+    /// What a sidecar of the namespace `t` has logged.
+    pub fn sidecar_log(&self, pod: &str) -> String {
+        self.ctl(&["local", "logs", "-n", "t", pod, "-c", "weft-proxy"])
+            .out
     }
 
     /// Metrics of a sidecar.

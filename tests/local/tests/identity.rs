@@ -252,13 +252,7 @@ fn a_root_is_replaced_under_load_without_a_lost_request() {
         &(client("client") + &web("web", 2)),
         &["--ca", old.to_str().unwrap(), "--leaf-lifetime", "20s"],
     );
-    let loaded = mesh.spawn(
-        "deploy/client",
-        &format!(
-            "{} load --url http://web/items --rate 100 --seconds 70",
-            programs().join("shop").display()
-        ),
-    );
+    let loaded = mesh.load("deploy/client", "http://web/items", 100, 70);
     let place = PathBuf::from("/run/weft").join(mesh.name()).join("issuer");
     let read = |of: &Path, name: &str| std::fs::read_to_string(of.join(name)).unwrap();
     let put = |name: &str, content: &str| {

@@ -93,11 +93,11 @@ fn grpc_denials_are_grpc() {
             + &service("cart", "cart", 9090, 9090)
             + &policy("p", "cart", deny)),
     );
-    std::fs::copy(tool("grpcurl"), "/run/weft-grpcurl-policy").unwrap();
+    let grpcurl = tool_for_pods("grpcurl");
     let proto = repository().join("examples/shop");
     let call = |method: &str| {
         let ran = mesh.sh("deploy/client", &format!(
-            "/run/weft-grpcurl-policy -plaintext -import-path {} -proto cart.proto -max-time 1 -d '{{\"user\":\"a\"}}' cart:9090 shop.Cart/{method}",
+            "{grpcurl} -plaintext -import-path {} -proto cart.proto -max-time 1 -d '{{\"user\":\"a\"}}' cart:9090 shop.Cart/{method}",
             proto.display()
         ));
         format!("{}{}", ran.out, ran.err)

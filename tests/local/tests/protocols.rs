@@ -246,10 +246,10 @@ fn unmeshed_pods_take_part() {
 #[test]
 fn http2_conforms_to_h2spec() {
     let mesh = Mesh::up(&(client("client") + &web("web", 1)));
-    std::fs::copy(tool("h2spec"), "/run/weft-h2spec").unwrap();
+    let h2spec = tool_for_pods("h2spec");
     let ran = mesh.sh(
         "deploy/client",
-        "/run/weft-h2spec -h web -p 80 -P /echo/x -o 2 generic http2 hpack 2>&1",
+        &format!("{h2spec} -h web -p 80 -P /echo/x -o 2 generic http2 hpack 2>&1"),
     );
     // The path reads its request whole before it answers.
     // Where no protocol is declared, what is not HTTP/2 from its first bytes is

@@ -32,11 +32,8 @@ fn a_rollout_under_load_loses_nothing_for_meshed_and_unmeshed_callers() {
     };
     let callers = client("client") + &unmeshed("plain", 1, "command: [sleep, infinity]");
     let mesh = Mesh::up(&(callers + &version("one") + &service("web", "web", 80, 8080)));
-    let run = "shop load --url http://web/items --rate 100 --seconds 25";
-    let (meshed, plain) = (
-        mesh.spawn("deploy/client", &shop(run)),
-        mesh.spawn("deploy/plain", &shop(run)),
-    );
+    let load = |pod: &str| mesh.load(pod, "http://web/items", 100, 25);
+    let (meshed, plain) = (load("deploy/client"), load("deploy/plain"));
     std::thread::sleep(Duration::from_secs(1));
     mesh.apply(&version("two"));
     std::thread::sleep(Duration::from_millis(500));
@@ -55,11 +52,6 @@ fn a_rollout_under_load_loses_nothing_for_meshed_and_unmeshed_callers() {
     );
 }
 
-/// The shop's binary by its path: a command run by `exec` has the user's own.
-fn shop(command: &str) -> String {
-    command.replacen("shop", programs().join("shop").to_str().unwrap(), 1)
-}
-
 #[test]
 fn while_the_control_plane_is_away_everything_goes_on() {
     let mesh = Mesh::up(&(client("client") + &web("web", 2)));
@@ -74,17 +66,7 @@ fn while_the_control_plane_is_away_everything_goes_on() {
     eventually("the sidecar is back", || {
         mesh.get("deploy/client", "http://web/items") == 200
     });
-    let log = mesh
-        .ctl(&[
-            "local",
-            "logs",
-            "-n",
-            "t",
-            "deploy/client",
-            "-c",
-            "weft-proxy",
-        ])
-        .out;
+    let log = mesh.sidecar_log("deploy/client");
     assert!(log.contains("identity taken from the cache"), "{log}");
     signal(mesh.pid("web-", "weft-proxy"), Signal::SIGKILL);
     for _ in 0..20 {
@@ -118,24 +100,11 @@ fn certificates_rotate_under_load_without_a_lost_request() {
         &(client("client") + &web("web", 2)),
         &["--leaf-lifetime", "20s"],
     );
-    let loaded = mesh.spawn(
-        "deploy/client",
-        &shop("shop load --url http://web/items --rate 100 --seconds 30"),
-    );
+    let loaded = mesh.load("deploy/client", "http://web/items", 100, 30);
     let ran = loaded.wait();
     let (good, bad) = counts(&ran.out);
     assert!(good > 2900 && bad == 0, "{ran:?}");
-    let log = mesh
-        .ctl(&[
-            "local",
-            "logs",
-            "-n",
-            "t",
-            "deploy/client",
-            "-c",
-            "weft-proxy",
-        ])
-        .out;
+    let log = mesh.sidecar_log("deploy/client");
     assert!(log.matches("certificate received").count() >= 3, "{log}");
 }
 
@@ -158,10 +127,7 @@ fn scaling_down_to_one_and_back_loses_nothing() {
         deployment("web", n, container)
     };
     let mesh = Mesh::up(&(client("client") + &scaled(3) + &service("web", "web", 80, 8080)));
-    let loaded = mesh.spawn(
-        "deploy/client",
-        &shop("shop load --url http://web/items --rate 100 --seconds 12"),
-    );
+    let loaded = mesh.load("deploy/client", "http://web/items", 100, 12);
     std::thread::sleep(Duration::from_secs(1));
     mesh.apply(&scaled(1));
     mesh.apply(&scaled(3));

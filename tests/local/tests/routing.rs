@@ -213,13 +213,7 @@ fn routes_weights_policies_and_endpoints_change_under_load_without_a_failed_requ
         )
     };
     mesh.apply(&route("r", "web", &rules(5)));
-    let loaded = mesh.spawn(
-        "deploy/client",
-        &format!(
-            "{} load --url http://web/items --rate 200 --seconds 15",
-            programs().join("shop").display()
-        ),
-    );
+    let loaded = mesh.load("deploy/client", "http://web/items", 200, 15);
     let start = Instant::now();
     let mut n = 0;
     while start.elapsed() < Duration::from_secs(13) {

@@ -85,16 +85,10 @@ fn change(mesh: &Mesh, n: u32) {
 #[test]
 fn three_minutes_of_change_under_load_lose_nothing_and_keep_memory_flat() {
     let mesh = Mesh::up_with(&shop(), &["--leaf-lifetime", "60s"]);
-    let load = |rate: u32| {
-        format!(
-            "{} load --url http://frontend/ --rate {rate} --seconds {}",
-            programs().join("shop").display(),
-            LENGTH.as_secs()
-        )
-    };
+    let load = |pod: &str, rate| mesh.load(pod, "http://frontend/", rate, LENGTH.as_secs());
     let callers = [
-        ("meshed", mesh.spawn("deploy/client", &load(30))),
-        ("unmeshed", mesh.spawn("deploy/plain", &load(10))),
+        ("meshed", load("deploy/client", 30)),
+        ("unmeshed", load("deploy/plain", 10)),
     ];
     let sidecars = ["client", "frontend"].map(|pod| mesh.pid(pod, "weft-proxy"));
     let start = Instant::now();
@@ -122,14 +116,6 @@ fn three_minutes_of_change_under_load_lose_nothing_and_keep_memory_flat() {
             "{before} to {after} KiB"
         );
     }
-    let rotated = mesh.ctl(&[
-        "local",
-        "logs",
-        "-n",
-        "t",
-        "deploy/client",
-        "-c",
-        "weft-proxy",
-    ]);
-    assert!(rotated.out.matches("certificate received").count() >= 3);
+    let rotated = mesh.sidecar_log("deploy/client");
+    assert!(rotated.matches("certificate received").count() >= 3);
 }
