@@ -177,6 +177,9 @@ pub struct PodSpec {
     pub termination_grace_period_seconds: Option<u32>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub node_name: String,
+    /// Set by Kubernetes only: a manifest that asks for it is not run here.
+    #[serde(skip)]
+    pub host_network: bool,
 }
 
 impl PodSpec {

@@ -25,11 +25,17 @@ pub use validate::{Problem, is_dns_label, is_dns_name, validate};
 
 use serde::{Deserialize, Serialize};
 
+/// By this name an XMesh chooses this mesh, and a route's status says whose
+/// words they are.
+pub const CONTROLLER_NAME: &str = "weft.dev/mesh";
 /// Label on a pod that has a sidecar; set by whoever injects it.
 pub const LABEL_INJECTED: &str = "weft.dev/injected";
+/// Label of a namespace whose pods get a sidecar: `enabled`.
+pub const LABEL_INJECTION: &str = "weft.dev/injection";
 /// Label by which a pod names its Deployment.
 pub const LABEL_DEPLOYMENT: &str = "weft.dev/deployment";
-/// Annotation by which a pod opts out: `disabled`.
+/// Annotation by which a pod opts out, `disabled`, or in, `enabled`, whatever
+/// its namespace says.
 pub const ANNOTATION_INJECT: &str = "weft.dev/inject";
 /// Namespace of the mesh itself: policies in it with an empty selector hold
 /// for every pod.

@@ -58,12 +58,31 @@ fn families() -> &'static [Family] {
     }
 }
 
+/// What sets the rules: `iptables-restore` where it is installed, so that an
+/// operator sees them with the tools of the house; the kernel itself otherwise.
+fn has_iptables() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let program = Family::V4.restore_program();
+    std::env::split_paths(&path).any(|folder| folder.join(program).exists())
+}
+
+fn nft(error: std::io::Error) -> CaptureError {
+    CaptureError::Failed {
+        program: "nftables",
+        message: error.to_string(),
+    }
+}
+
 /// Sets the rules in the current network namespace and reads them back. If
 /// one family fails, none is left set.
 pub fn apply(rules: &CaptureRules) -> Result<(), CaptureError> {
     for family in families() {
-        let set = read(*family)
-            .and_then(|existing| restore(*family, &rules.transaction(*family, &existing)));
+        let set = if has_iptables() {
+            read(*family)
+                .and_then(|existing| restore(*family, &rules.transaction(*family, &existing)))
+        } else {
+            crate::nft::apply(rules, *family).map_err(nft)
+        };
         if let Err(error) = set {
             // What went in for the other family must not stand alone; the
             // error that is told is the first.
@@ -77,7 +96,11 @@ pub fn apply(rules: &CaptureRules) -> Result<(), CaptureError> {
 /// Checks that exactly these rules are set.
 pub fn verify(rules: &CaptureRules) -> Result<(), CaptureError> {
     for family in families() {
-        let differences = rules.differences(*family, &read(*family)?);
+        let differences = if has_iptables() {
+            rules.differences(*family, &read(*family)?)
+        } else {
+            crate::nft::differences(rules, *family).map_err(nft)?
+        };
         if !differences.is_empty() {
             return Err(CaptureError::Differs(differences));
         }
@@ -88,7 +111,9 @@ pub fn verify(rules: &CaptureRules) -> Result<(), CaptureError> {
 /// Takes the rules away; does nothing where there are none.
 pub fn remove() -> Result<(), CaptureError> {
     for family in families() {
-        if let Some(text) = CaptureRules::removal(&read(*family)?) {
+        if !has_iptables() {
+            crate::nft::remove(*family).map_err(nft)?;
+        } else if let Some(text) = CaptureRules::removal(&read(*family)?) {
             restore(*family, &text)?;
         }
     }

@@ -5,6 +5,7 @@
 //! set again at any time, and are read back afterwards.
 
 mod apply;
+mod nft;
 mod rules;
 
 pub use apply::{CaptureError, apply, enter_network_namespace, remove, verify};

@@ -1,5 +1,7 @@
 //! The rules as text, in the spelling that `iptables-save` gives back.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use ipnet::IpNet;
 
 use crate::{ADMIN_PORT, DNS_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_UID, SELF_CALL_SOURCE};
@@ -36,6 +38,95 @@ impl Family {
     }
 }
 
+/// What a rule looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Match {
+    Source(IpNet),
+    Destination(IpNet),
+    NotDestination(IpNet),
+    /// Leaves through `lo`.
+    Loopback,
+    Protocol(Protocol),
+    DestinationPort(u16),
+    /// The user whose process sends.
+    User(u32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Tcp,
+    Udp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chain {
+    /// What arrives from outside.
+    Input,
+    /// What the pod's processes send.
+    Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Goes where it was going.
+    Leave,
+    /// Goes to this port of the pod.
+    Redirect(u16),
+}
+
+/// One rule, whatever sets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub chain: Chain,
+    pub matches: Vec<Match>,
+    pub action: Action,
+}
+
+impl Rule {
+    fn new(chain: Chain, matches: Vec<Match>, action: Action) -> Self {
+        Self {
+            chain,
+            matches,
+            action,
+        }
+    }
+
+    fn as_iptables(&self) -> String {
+        let chain = match self.chain {
+            Chain::Input => INPUT,
+            Chain::Output => OUTPUT,
+        };
+        let mut text = format!("-A {chain}");
+        let mut protocol = "";
+        for part in &self.matches {
+            text.push(' ');
+            text.push_str(&match part {
+                Match::Source(cidr) => format!("-s {cidr}"),
+                Match::Destination(cidr) => format!("-d {cidr}"),
+                Match::NotDestination(cidr) => format!("! -d {cidr}"),
+                Match::Loopback => "-o lo".to_owned(),
+                Match::Protocol(Protocol::Tcp) => {
+                    protocol = "tcp";
+                    "-p tcp".to_owned()
+                }
+                Match::Protocol(Protocol::Udp) => {
+                    protocol = "udp";
+                    "-p udp".to_owned()
+                }
+                Match::DestinationPort(port) => format!("-m {protocol} --dport {port}"),
+                Match::User(uid) => format!("-m owner --uid-owner {uid}"),
+            });
+        }
+        match self.action {
+            Action::Leave => text.push_str(" -j RETURN"),
+            Action::Redirect(port) => {
+                text.push_str(&format!(" -j REDIRECT --to-ports {port}"));
+            }
+        }
+        text
+    }
+}
+
 /// What is led into the proxy, and what is left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptureRules {
@@ -67,55 +158,63 @@ impl Default for CaptureRules {
 }
 
 impl CaptureRules {
-    /// The rules in the mesh's own chains, one a line.
+    /// The rules in the mesh's own chains, one a line, as `iptables-save` spells them.
     pub fn chain_rules(&self, family: Family) -> Vec<String> {
+        self.rules(family).iter().map(Rule::as_iptables).collect()
+    }
+
+    /// The rules of a family, in their order: first those for what arrives.
+    pub(crate) fn rules(&self, family: Family) -> Vec<Rule> {
         let mut rules = self.input_rules();
         rules.extend(self.output_rules(family));
         rules
     }
 
-    fn input_rules(&self) -> Vec<String> {
+    fn input_rules(&self) -> Vec<Rule> {
+        let rule = |matches, action| Rule::new(Chain::Input, matches, action);
         let mut rules = Vec::new();
         for port in [ADMIN_PORT].iter().chain(&self.exclude_inbound_ports) {
-            rules.push(format!("-A {INPUT} -p tcp -m tcp --dport {port} -j RETURN"));
+            let matches = vec![Match::Protocol(Protocol::Tcp), Match::DestinationPort(*port)];
+            rules.push(rule(matches, Action::Leave));
         }
-        rules.push(format!(
-            "-A {INPUT} -p tcp -j REDIRECT --to-ports {INBOUND_PORT}"
-        ));
+        let tcp = vec![Match::Protocol(Protocol::Tcp)];
+        rules.push(rule(tcp, Action::Redirect(INBOUND_PORT)));
         rules
     }
 
-    fn output_rules(&self, family: Family) -> Vec<String> {
+    fn output_rules(&self, family: Family) -> Vec<Rule> {
         let mut rules = Vec::new();
-        let mut rule = |text: String| rules.push(format!("-A {OUTPUT} {text}"));
-        let uid = self.proxy_uid;
+        let mut rule = |matches, action| rules.push(Rule::new(Chain::Output, matches, action));
+        let tcp = Match::Protocol(Protocol::Tcp);
         // The proxy calls its own pod as any other: through the inbound side.
-        let own = match family {
-            Family::V4 => format!("-s {SELF_CALL_SOURCE}/32 -o lo"),
-            Family::V6 => "-s ::1/128 ! -d ::1/128 -o lo".to_owned(),
+        let mut own = match family {
+            Family::V4 => vec![Match::Source(IpAddr::from(SELF_CALL_SOURCE).into())],
+            Family::V6 => vec![
+                Match::Source(IpAddr::from(Ipv6Addr::LOCALHOST).into()),
+                Match::NotDestination(IpAddr::from(Ipv6Addr::LOCALHOST).into()),
+            ],
         };
-        rule(format!(
-            "{own} -p tcp -m owner --uid-owner {uid} -j REDIRECT --to-ports {INBOUND_PORT}"
-        ));
-        for uid in [uid].iter().chain(&self.exclude_uids) {
-            rule(format!("-m owner --uid-owner {uid} -j RETURN"));
+        own.extend([Match::Loopback, tcp.clone(), Match::User(self.proxy_uid)]);
+        rule(own, Action::Redirect(INBOUND_PORT));
+        for uid in [self.proxy_uid].iter().chain(&self.exclude_uids) {
+            rule(vec![Match::User(*uid)], Action::Leave);
         }
         if self.dns {
-            for protocol in ["udp", "tcp"] {
-                rule(format!(
-                    "-p {protocol} -m {protocol} --dport 53 -j REDIRECT --to-ports {DNS_PORT}"
-                ));
+            for protocol in [Protocol::Udp, Protocol::Tcp] {
+                let question = vec![Match::Protocol(protocol), Match::DestinationPort(53)];
+                rule(question, Action::Redirect(DNS_PORT));
             }
         }
-        rule("-o lo -j RETURN".to_owned());
+        rule(vec![Match::Loopback], Action::Leave);
         for port in &self.exclude_outbound_ports {
-            rule(format!("-p tcp -m tcp --dport {port} -j RETURN"));
+            let matches = vec![tcp.clone(), Match::DestinationPort(*port)];
+            rule(matches, Action::Leave);
         }
         let ours = |cidr: &&IpNet| matches!(cidr, IpNet::V4(_)) == (family == Family::V4);
         for cidr in self.exclude_outbound_cidrs.iter().filter(ours) {
-            rule(format!("-d {} -j RETURN", cidr.trunc()));
+            rule(vec![Match::Destination(cidr.trunc())], Action::Leave);
         }
-        rule(format!("-p tcp -j REDIRECT --to-ports {OUTBOUND_PORT}"));
+        rule(vec![tcp], Action::Redirect(OUTBOUND_PORT));
         rules
     }
 

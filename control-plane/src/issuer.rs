@@ -18,28 +18,57 @@ use crate::State;
 pub const SERVICE_ACCOUNT: &str = "weft-control-plane";
 const LOOK: Duration = Duration::from_secs(2);
 
+/// An issuer's files, in cert-manager's layout, PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Material {
+    /// `tls.crt`: the intermediate.
+    pub certificate: String,
+    /// `tls.key`: its key.
+    pub key: String,
+    /// `ca.crt`: the roots that are trusted.
+    pub roots: String,
+}
+
+impl Material {
+    /// Reads `tls.crt`, `tls.key` and `ca.crt` of a folder.
+    pub fn read(folder: &Path) -> anyhow::Result<Self> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            std::fs::read_to_string(&path).with_context(|| {
+                format!(
+                    "{} cannot be read: make an issuer with `meshctl ca init`",
+                    path.display()
+                )
+            })
+        };
+        Ok(Self {
+            certificate: read("tls.crt")?,
+            key: read("tls.key")?,
+            roots: read("ca.crt")?,
+        })
+    }
+}
+
 /// Signs certificates.
 pub struct Issuer {
-    folder: PathBuf,
     lifetime: Duration,
     current: RwLock<Current>,
 }
 
 struct Current {
+    material: Material,
     authority: Authority,
     bundle: TrustBundle,
     server: Arc<ServerConfig>,
     renew_at: SystemTime,
-    read_at: Option<SystemTime>,
 }
 
 impl Issuer {
-    /// Reads `tls.crt`, `tls.key` and `ca.crt` of a folder.
-    pub fn open(folder: &Path, lifetime: Duration) -> anyhow::Result<Self> {
+    /// An issuer of leaves that live this long.
+    pub fn new(material: Material, lifetime: Duration) -> anyhow::Result<Self> {
         Ok(Self {
-            folder: folder.to_owned(),
             lifetime,
-            current: RwLock::new(Current::read(folder, lifetime)?),
+            current: RwLock::new(Current::new(material, lifetime)?),
         })
     }
 
@@ -87,47 +116,41 @@ impl Issuer {
         Ok(chain.into_iter().map(|c| c.to_vec()).collect())
     }
 
-    /// Reads changed files, and renews the own certificate. `true`: the roots
-    /// may have changed.
-    fn refresh(&self) -> anyhow::Result<bool> {
+    /// When the intermediate ends.
+    pub fn not_after(&self) -> SystemTime {
+        self.current().authority.not_after()
+    }
+
+    /// The roots that are trusted, PEM.
+    pub fn roots_pem(&self) -> String {
+        self.current().material.roots.clone()
+    }
+
+    /// Signs a certificate for a server that is called by DNS names rather
+    /// than by its identity. Returns chain and key, PEM.
+    pub fn sign_server(&self, names: &[String]) -> Result<(String, String), AuthorityError> {
+        self.current().authority.sign_server(names, self.lifetime)
+    }
+
+    /// Takes other files, if they are other, and renews the own certificate
+    /// when that is due. `true`: something changed.
+    pub fn refresh(&self, material: Material) -> anyhow::Result<bool> {
         let stale = {
             let current = self.current();
-            current.read_at != modified(&self.folder) || SystemTime::now() >= current.renew_at
+            current.material != material || SystemTime::now() >= current.renew_at
         };
         if stale {
-            let new = Current::read(&self.folder, self.lifetime)?;
+            let new = Current::new(material, self.lifetime)?;
             *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         }
         Ok(stale)
     }
 }
 
-fn modified(folder: &Path) -> Option<SystemTime> {
-    let of = |name| {
-        std::fs::metadata(folder.join(name))
-            .and_then(|m| m.modified())
-            .ok()
-    };
-    ["tls.crt", "tls.key", "ca.crt"]
-        .into_iter()
-        .filter_map(of)
-        .max()
-}
-
 impl Current {
-    fn read(folder: &Path, lifetime: Duration) -> anyhow::Result<Self> {
-        let read_at = modified(folder);
-        let read = |name: &str| {
-            let path = folder.join(name);
-            std::fs::read_to_string(&path).with_context(|| {
-                format!(
-                    "{} cannot be read: make an issuer with `meshctl ca init`",
-                    path.display()
-                )
-            })
-        };
-        let authority = Authority::from_pem(&read("tls.crt")?, &read("tls.key")?)?;
-        let bundle = TrustBundle::from_pem(&read("ca.crt")?)?;
+    fn new(material: Material, lifetime: Duration) -> anyhow::Result<Self> {
+        let authority = Authority::from_pem(&material.certificate, &material.key)?;
+        let bundle = TrustBundle::from_pem(&material.roots)?;
         let identity = SpiffeId::new(
             authority.trust_domain(),
             weft_api::ROOT_NAMESPACE,
@@ -143,25 +166,33 @@ impl Current {
         let server = server_config_optional_client(&svid, &bundle, &[ALPN_GRPC])?;
         let renew_at = svid.renew_at(SystemTime::now());
         Ok(Self {
+            material,
             authority,
             bundle,
             server,
             renew_at,
-            read_at,
         })
     }
 }
 
-/// Follows the files until the process ends. What cannot be used changes nothing.
-pub async fn keep_current(state: Arc<State>) {
+/// Brings an issuer's files in force; what cannot be used changes nothing.
+pub fn take(state: &State, material: Material) {
+    match state.issuer.refresh(material) {
+        Ok(false) => {}
+        Ok(true) => {
+            state.index().set_roots(state.issuer.roots_der());
+            state.changes.send_modify(|n| *n += 1);
+        }
+        Err(error) => tracing::error!("the issuer stays as it was: {error:#}"),
+    }
+}
+
+/// Follows the files of a folder until the process ends.
+pub async fn follow_folder(state: Arc<State>, folder: PathBuf) {
     loop {
         tokio::time::sleep(LOOK).await;
-        match state.issuer.refresh() {
-            Ok(false) => {}
-            Ok(true) => {
-                state.index().set_roots(state.issuer.roots_der());
-                state.changes.send_modify(|n| *n += 1);
-            }
+        match Material::read(&folder) {
+            Ok(material) => take(&state, material),
             Err(error) => tracing::error!("the issuer stays as it was: {error:#}"),
         }
     }

@@ -46,6 +46,27 @@ struct BoundObject {
     uid: String,
 }
 
+/// Who says whether a token is good.
+pub enum TokenReviewer {
+    /// A public key, without Kubernetes.
+    Key(TokenKey),
+    /// The API server.
+    Kubernetes(kube::Client),
+}
+
+impl TokenReviewer {
+    /// Checks a token. The error says what is wrong.
+    pub async fn review(&self, token: &str) -> Result<TokenSubject, String> {
+        if token.len() > MAX_TOKEN {
+            return Err(format!("the token is larger than {MAX_TOKEN} bytes"));
+        }
+        match self {
+            Self::Key(key) => key.review(token),
+            Self::Kubernetes(client) => crate::kubernetes::token_review::review(client, token).await,
+        }
+    }
+}
+
 /// The key that tokens are checked with.
 pub struct TokenKey(DecodingKey);
 
@@ -61,9 +82,6 @@ impl TokenKey {
 
     /// Checks signature, audience and times. The error says what is wrong.
     pub fn review(&self, token: &str) -> Result<TokenSubject, String> {
-        if token.len() > MAX_TOKEN {
-            return Err(format!("the token is larger than {MAX_TOKEN} bytes"));
-        }
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_audience(&[AUDIENCE]);
         validation.set_required_spec_claims(&["exp", "aud", "sub"]);

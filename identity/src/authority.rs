@@ -227,4 +227,33 @@ impl Authority {
             .map_err(|e| AuthorityError::Csr(e.to_string()))?;
         Ok(vec![leaf.der().clone(), self.certificate.clone()])
     }
+
+    /// Makes a key and a certificate for DNS names: for a server that is
+    /// called by those who do not know identities, such as an API server that
+    /// calls a webhook. Returns chain and key, PEM.
+    pub fn sign_server(
+        &self,
+        names: &[String],
+        lifetime: Duration,
+    ) -> Result<(String, String), AuthorityError> {
+        let what = "the server's certificate";
+        let now = SystemTime::now();
+        let left = self
+            .not_after
+            .duration_since(now)
+            .map_err(|_| AuthorityError::IssuerExpired)?;
+        let key = KeyPair::generate().map_err(material(what))?;
+        let mut params = CertificateParams::new(names).map_err(material(what))?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        set_validity(&mut params, now, lifetime.min(left));
+        let leaf = params
+            .signed_by(&key, &self.issuer)
+            .map_err(material(what))?;
+        let intermediate = pem::Pem::new("CERTIFICATE", self.certificate.to_vec());
+        Ok((leaf.pem() + &pem::encode(&intermediate), key.serialize_pem()))
+    }
 }

@@ -11,7 +11,7 @@ use weft_policy::{Identity, RequestView};
 use weft_proto::{DescribeWorkloadRequest, DescribedWorkload, MtlsMode};
 
 use crate::cli::{AuthzCommand, ExplainArgs};
-use crate::operator::with_operator;
+use crate::operator::ask;
 use crate::output::{green, print, red};
 
 /// Exit code of a call that would be denied.
@@ -60,7 +60,7 @@ pub fn run(AuthzCommand::Explain(args): AuthzCommand) -> anyhow::Result<ExitCode
     };
     let (from_ns, from) = split(&args.from, &args.namespace);
     let (to_ns, to) = split(&to, &args.namespace);
-    let (source, target) = with_operator(&args.mesh.name, |mut operator| async move {
+    let (source, target) = ask(&args.mesh, |mut operator| async move {
         let mut ask = async |namespace: String, name: String| {
             let request = DescribeWorkloadRequest { namespace, name };
             let found = operator

@@ -11,8 +11,8 @@ use serde_json::json;
 use weft_identity::{Root, TrustDomain, certificate_dates, new_root};
 use weft_proto::ProxiesRequest;
 
-use crate::cli::{CaCommand, Format};
-use crate::operator::with_operator;
+use crate::cli::{CaCommand, Format, MeshArgs};
+use crate::operator::ask;
 use crate::output::{print, table};
 
 pub fn run(command: CaCommand) -> anyhow::Result<ExitCode> {
@@ -26,7 +26,7 @@ pub fn run(command: CaCommand) -> anyhow::Result<ExitCode> {
         } => {
             init(&folder, &trust_domain, root.as_deref(), days, output)?;
         }
-        CaCommand::Show(mesh) => show(&mesh.name, mesh.output)?,
+        CaCommand::Show(mesh) => show(&mesh)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -86,8 +86,8 @@ fn init(
     })
 }
 
-fn show(mesh: &str, output: Format) -> anyhow::Result<()> {
-    let known = with_operator(mesh, |mut operator| async move {
+fn show(mesh: &MeshArgs) -> anyhow::Result<()> {
+    let known = ask(mesh, |mut operator| async move {
         Ok(operator.proxies(ProxiesRequest {}).await?.into_inner())
     })?;
     let mut certificates = vec![("issuer", known.intermediate_der.clone())];
@@ -99,7 +99,7 @@ fn show(mesh: &str, output: Format) -> anyhow::Result<()> {
         rows.push(json!({"what": what, "daysLeft": left.as_secs() / 86_400}));
     }
     let value = json!({"trustDomain": known.trust_domain, "certificates": rows});
-    print(output, &value, || {
+    print(mesh.output, &value, || {
         let cells = rows.iter().map(|r| {
             let text = |k: &str| {
                 r.get(k)

@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::bail;
 use serde::Serialize;
 use weft_identity::certificate_dates;
-use weft_proto::{ProxiesRequest, ProxiesResponse, StatusRequest, StatusResponse};
+use weft_proto::{ProxiesRequest, ProxiesResponse, ProxyState, StatusRequest, StatusResponse};
 
 use crate::cli::MeshArgs;
-use crate::operator::with_operator;
+use crate::operator::ask_all;
 use crate::output::{green, print, red, yellow};
 
 #[derive(Serialize)]
@@ -22,11 +23,14 @@ struct Finding {
 const ISSUER_DAYS: u64 = 30;
 
 pub fn run(args: &MeshArgs) -> anyhow::Result<ExitCode> {
-    let (proxies, status) = with_operator(&args.name, |mut operator| async move {
+    let answers = ask_all(args, |mut operator| async move {
         let proxies = operator.proxies(ProxiesRequest {}).await?.into_inner();
         let status = operator.status(StatusRequest {}).await?.into_inner();
         Ok((proxies, status))
     })?;
+    let Some((proxies, status)) = answers.into_iter().reduce(together) else {
+        bail!("no control plane answered");
+    };
     let mut findings = Vec::new();
     check_issuer(&proxies, &mut findings)?;
     check_proxies(&proxies, &mut findings);
@@ -48,6 +52,22 @@ pub fn run(args: &MeshArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// What two replicas know: of a proxy that follows one of them, what that one says.
+fn together(
+    (mut known, status): (ProxiesResponse, StatusResponse),
+    (more, _): (ProxiesResponse, StatusResponse),
+) -> (ProxiesResponse, StatusResponse) {
+    for proxy in more.proxies {
+        let same = |p: &&mut ProxyState| p.namespace == proxy.namespace && p.pod == proxy.pod;
+        match known.proxies.iter_mut().find(same) {
+            Some(old) if proxy.connected => *old = proxy,
+            Some(_) => {}
+            None => known.proxies.push(proxy),
+        }
+    }
+    (known, status)
 }
 
 fn check_issuer(known: &ProxiesResponse, findings: &mut Vec<Finding>) -> anyhow::Result<()> {

@@ -22,6 +22,16 @@ pub enum Command {
     /// A mesh on this machine, without Kubernetes
     #[command(subcommand)]
     Local(LocalCommand),
+    /// Installs the mesh in a Kubernetes cluster and waits until it works
+    Install(InstallArgs),
+    /// Brings an installed mesh up to date and waits until it works
+    Upgrade(InstallArgs),
+    /// Takes the mesh out of a cluster
+    Uninstall(UninstallArgs),
+    /// Prints manifests with a sidecar in each of their pods
+    Inject(InjectArgs),
+    /// Prints manifests without their sidecars
+    Uninject(InjectArgs),
     /// Traffic of each workload: rate, success, latency
     Stat(StatArgs),
     /// Who calls whom, and the identities that were proved
@@ -49,14 +59,83 @@ pub enum Format {
     Yaml,
 }
 
+/// A mesh of this machine.
 #[derive(Args, Clone)]
-pub struct MeshArgs {
+pub struct LocalArgs {
     /// Which mesh of this machine
     #[arg(long, default_value = "weft", value_name = "MESH", value_parser = mesh_name)]
     pub name: String,
     /// How to print
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Format,
+}
+
+/// A Kubernetes cluster.
+#[derive(Args, Clone, Default)]
+pub struct ClusterArgs {
+    /// Kubeconfig file; KUBECONFIG or ~/.kube/config if absent
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig; its current one if absent
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+/// A mesh, wherever it is. Where nothing is said, it is the one named `weft` of
+/// this machine if that is up, and the kubeconfig's cluster otherwise.
+#[derive(Args, Clone)]
+pub struct MeshArgs {
+    /// Mesh of this machine (`meshctl local up`)
+    #[arg(long, value_name = "MESH", value_parser = mesh_name, conflicts_with_all = ["kubeconfig", "context"])]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Format,
+}
+
+#[derive(Args, Clone)]
+pub struct InstallArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Values of the chart (deploy/chart/values.yaml says which)
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub values: Vec<PathBuf>,
+    /// One value of the chart
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+    /// Issuer made with `meshctl ca init`; one is made if absent
+    #[arg(long, value_name = "FOLDER")]
+    pub ca: Option<PathBuf>,
+    /// Print what would be applied, and apply nothing
+    #[arg(long)]
+    pub print: bool,
+}
+
+#[derive(Args, Clone)]
+pub struct UninstallArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Even if pods still have sidecars
+    #[arg(long)]
+    pub force: bool,
+    /// The mesh's kinds too, and with them every policy
+    #[arg(long)]
+    pub crds: bool,
+}
+
+#[derive(Args, Clone)]
+pub struct InjectArgs {
+    /// Manifest; `-` reads standard input
+    #[arg(short, long = "filename", value_name = "PATH", required = true, num_args = 1..)]
+    pub filename: Vec<PathBuf>,
+    /// Values of the chart that the mesh was installed with
+    #[arg(long, value_name = "FILE")]
+    pub values: Vec<PathBuf>,
+    /// One value of the chart
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
 }
 
 fn mesh_name(text: &str) -> Result<String, String> {
@@ -84,13 +163,13 @@ pub enum LocalCommand {
     /// Takes objects away and waits until they are gone
     Delete(FilesArgs),
     /// Lists pods
-    Ps(MeshArgs),
+    Ps(LocalArgs),
     /// Runs a command within a pod, as the application's user
     Exec(ExecArgs),
     /// Prints what a container wrote
     Logs(LogsArgs),
     /// Ends a mesh; nothing of it stays behind
-    Down(MeshArgs),
+    Down(LocalArgs),
     /// The process of a mesh
     #[command(hide = true)]
     Engine {
@@ -107,7 +186,7 @@ pub enum LocalCommand {
 #[derive(Args)]
 pub struct FilesArgs {
     #[command(flatten)]
-    pub mesh: MeshArgs,
+    pub mesh: LocalArgs,
     /// Manifest, or folder of manifests; `-` reads standard input
     #[arg(short, long = "filename", value_name = "PATH", required = true, num_args = 1..)]
     pub filename: Vec<PathBuf>,
@@ -143,7 +222,7 @@ pub struct UpArgs {
 #[derive(Args)]
 pub struct ExecArgs {
     #[command(flatten)]
-    pub mesh: MeshArgs,
+    pub mesh: LocalArgs,
     /// Namespace of the pod
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
@@ -157,7 +236,7 @@ pub struct ExecArgs {
 #[derive(Args)]
 pub struct LogsArgs {
     #[command(flatten)]
-    pub mesh: MeshArgs,
+    pub mesh: LocalArgs,
     /// Namespace of the pod
     #[arg(short, long, default_value = "default")]
     pub namespace: String,

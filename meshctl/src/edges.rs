@@ -7,7 +7,7 @@ use serde::Serialize;
 use weft_proto::{EdgeKey, EdgeReport, EdgesRequest};
 
 use crate::cli::StatArgs;
-use crate::operator::with_operator;
+use crate::operator::ask_all;
 use crate::output::{green, print, red, table};
 
 #[derive(Serialize, Default)]
@@ -85,13 +85,20 @@ fn row(key: EdgeKey, sum: &EdgeReport, seconds: f64) -> Row {
 
 fn fetch(args: &StatArgs) -> anyhow::Result<(Vec<EdgeReport>, f64)> {
     let window_seconds = args.window;
-    with_operator(&args.mesh.name, |mut operator| async move {
-        let found = operator
-            .edges(EdgesRequest { window_seconds })
-            .await?
-            .into_inner();
-        Ok((found.edges, found.seconds))
-    })
+    let answers = ask_all(&args.mesh, |mut operator| async move {
+        let found = operator.edges(EdgesRequest { window_seconds }).await?;
+        Ok(found.into_inner())
+    })?;
+    // Each replica has counted for the proxies that follow it.
+    let seconds = answers.iter().map(|a| a.seconds).fold(0.0, f64::max);
+    let mut sums: Vec<EdgeReport> = Vec::new();
+    for report in answers.into_iter().flat_map(|a| a.edges) {
+        match sums.iter_mut().find(|sum| sum.key == report.key) {
+            Some(sum) => sum.absorb(&report),
+            None => sums.push(report),
+        }
+    }
+    Ok((sums, seconds))
 }
 
 fn success(rate: f64) -> String {

@@ -18,7 +18,7 @@ use weft_local::protocol::{PodState, Reply, Request};
 use weft_local::{APPLICATION_UID, MeshPaths};
 use weft_proto::ProxiesRequest;
 
-use crate::cli::{ExecArgs, FilesArgs, LocalCommand, LogsArgs, MeshArgs, UpArgs};
+use crate::cli::{ExecArgs, FilesArgs, LocalCommand, LogsArgs, LocalArgs, UpArgs};
 use crate::operator::with_operator;
 use crate::output::{green, print, red, table};
 
@@ -251,7 +251,7 @@ fn delete(args: &FilesArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ps(args: &MeshArgs) -> anyhow::Result<()> {
+fn ps(args: &LocalArgs) -> anyhow::Result<()> {
     let pods = pods(&MeshPaths::new(&args.name))?;
     print(args.output, &pods, || {
         let rows = pods.iter().map(|p| {

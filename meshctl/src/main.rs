@@ -4,7 +4,9 @@ mod authz;
 mod ca;
 mod check;
 mod cli;
+mod cluster;
 mod edges;
+mod inject;
 mod local;
 mod operator;
 mod output;
@@ -32,6 +34,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         // These enter namespaces, which only a process without threads may.
         Command::Local(command) => local::run(command),
         Command::Proxy(command) => proxy::run(command),
+        Command::Install(args) => cluster::install::install(&args, false),
+        Command::Upgrade(args) => cluster::install::install(&args, true),
+        Command::Uninstall(args) => cluster::install::uninstall(&args),
+        Command::Inject(args) => inject::run(&args, true),
+        Command::Uninject(args) => inject::run(&args, false),
         Command::Ca(command) => ca::run(command),
         Command::Stat(args) => edges::stat(&args),
         Command::Edges(args) => edges::edges(&args),

@@ -10,7 +10,9 @@ use weft_local::MeshPaths;
 use weft_local::client::pods;
 
 use crate::cli::{Format, ProxyArgs, ProxyCommand};
+use crate::cluster::{block_on, forward};
 use crate::local::{enter_pod, find_pod};
+use crate::operator::Mesh;
 
 /// The sidecar's admin port.
 const ADMIN: u16 = 15020;
@@ -36,7 +38,17 @@ pub fn run(command: ProxyCommand) -> anyhow::Result<ExitCode> {
 }
 
 fn ask(args: &ProxyArgs, path: &str) -> anyhow::Result<String> {
-    let pods = pods(&MeshPaths::new(&args.mesh.name))?;
+    match block_on(Mesh::find(&args.mesh))? {
+        Mesh::Local(name) => ask_local(args, &name, path),
+        Mesh::Cluster(client) => block_on(async {
+            let pod = forward::find_pod(&client, &args.namespace, &args.pod).await?;
+            forward::ask_sidecar(&client, &args.namespace, &pod, path).await
+        }),
+    }
+}
+
+fn ask_local(args: &ProxyArgs, mesh: &str, path: &str) -> anyhow::Result<String> {
+    let pods = pods(&MeshPaths::new(mesh))?;
     let pod = find_pod(&pods, &args.namespace, &args.pod)?;
     if !pod.meshed {
         bail!("{} has no sidecar", pod.pod);

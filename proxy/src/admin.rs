@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -16,15 +16,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
+use crate::settings::Settings;
 use crate::shared::{Phase, Shared, unix};
 use crate::telemetry::prometheus::{put_edges, put_single};
 
 type Answer = Response<Full<Bytes>>;
 
 /// Serves the admin port until the process ends.
-pub async fn serve(shared: Arc<Shared>, port: u16) -> io::Result<()> {
-    let address = SocketAddr::from(([0, 0, 0, 0], port));
-    let listener = TcpListener::bind(address).await.map_err(|e| {
+pub async fn serve(shared: Arc<Shared>, settings: Arc<Settings>) -> io::Result<()> {
+    let port = settings.admin_port;
+    let listener = listen(port).await.map_err(|e| {
         io::Error::new(e.kind(), format!("admin port {port} cannot be opened: {e}"))
     })?;
     tokio::spawn(async move {
@@ -33,11 +34,17 @@ pub async fn serve(shared: Arc<Shared>, port: u16) -> io::Result<()> {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            let shared = shared.clone();
+            let Ok(own) = stream.local_addr() else {
+                continue;
+            };
+            let (shared, settings) = (shared.clone(), settings.clone());
             tokio::spawn(async move {
-                let service = service_fn(|request| {
-                    let answer = answer(&shared, &request, peer);
-                    async { Ok::<_, Infallible>(answer) }
+                let service = service_fn(|request: Request<Incoming>| {
+                    let (shared, settings) = (shared.clone(), settings.clone());
+                    async move {
+                        let answer = respond(&shared, &settings, &request, peer, own.ip()).await;
+                        Ok::<_, Infallible>(answer)
+                    }
                 });
                 let served = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -48,6 +55,38 @@ pub async fn serve(shared: Arc<Shared>, port: u16) -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Both families, or IPv4 where there is no IPv6.
+async fn listen(port: u16) -> io::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+    }
+}
+
+async fn respond(
+    shared: &Shared,
+    settings: &Settings,
+    request: &Request<Incoming>,
+    peer: SocketAddr,
+    own: IpAddr,
+) -> Answer {
+    match request.uri().path().strip_prefix("/probe/") {
+        Some(name) => {
+            let pod = own.to_canonical();
+            probed(settings.probes.make(name, pod, request.headers()).await)
+        }
+        None => answer(shared, request, peer),
+    }
+}
+
+fn probed(made: Option<Result<(), String>>) -> Answer {
+    match made {
+        None => text(StatusCode::NOT_FOUND, "the pod has no such probe\n"),
+        Some(Ok(())) => text(StatusCode::OK, "ok\n"),
+        Some(Err(why)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
@@ -68,22 +107,24 @@ fn answer(shared: &Shared, request: &Request<Incoming>, peer: SocketAddr) -> Ans
                 .insert(http::header::CONTENT_TYPE, kind);
             answer
         }
-        (_, "/config" | "/shutdown") if !peer.ip().is_loopback() => {
+        (_, "/config" | "/drain" | "/shutdown") if !peer.ip().to_canonical().is_loopback() => {
             text(StatusCode::FORBIDDEN, "only from within the pod\n")
         }
         (&Method::GET, "/config") => text(StatusCode::OK, shared.describe().to_string()),
-        (&Method::POST, "/shutdown") => {
-            shared
-                .phase
-                .send_modify(|phase| *phase = (*phase).max(Phase::Draining));
+        (&Method::POST, "/drain") => {
+            shared.advance(Phase::Draining);
             text(StatusCode::OK, "draining\n")
         }
-        (_, "/live" | "/ready" | "/metrics" | "/config" | "/shutdown") => {
+        (&Method::POST, "/shutdown") => {
+            shared.advance(Phase::Leaving);
+            text(StatusCode::OK, "draining, then ending\n")
+        }
+        (_, "/live" | "/ready" | "/metrics" | "/config" | "/drain" | "/shutdown") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "another method is needed\n")
         }
         _ => text(
             StatusCode::NOT_FOUND,
-            "/ready /live /metrics /config /shutdown\n",
+            "/ready /live /metrics /config /drain /shutdown\n",
         ),
     }
 }

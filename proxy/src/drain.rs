@@ -14,7 +14,8 @@ use crate::shared::{Phase, Shared};
 const LAST: Duration = Duration::from_secs(5);
 
 /// Returns when the proxy ought to stop: a while after SIGTERM, SIGINT or
-/// `/shutdown`; at once after a second signal.
+/// `/shutdown`; at once after a second signal. What it drained before that,
+/// because the pod is to end (`/drain`), counts.
 pub async fn wait_and_drain(shared: Arc<Shared>, settings: &Settings) {
     let (Ok(mut term), Ok(mut int)) = (
         signal(SignalKind::terminate()),
@@ -23,19 +24,27 @@ pub async fn wait_and_drain(shared: Arc<Shared>, settings: &Settings) {
         return tracing::error!("signals cannot be received");
     };
     let mut phase = shared.phase.subscribe();
+    let drained = tokio::spawn({
+        let mut phase = shared.phase.subscribe();
+        async move {
+            let _ = phase.wait_for(|p| *p >= Phase::Draining).await;
+            tracing::info!("draining");
+            tokio::time::Instant::now()
+        }
+    });
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
-        _ = phase.wait_for(|p| *p >= Phase::Draining) => {}
+        _ = phase.wait_for(|p| *p >= Phase::Leaving) => {}
     }
-    tracing::info!("draining");
-    shared.phase.send_modify(|p| *p = (*p).max(Phase::Draining));
+    shared.advance(Phase::Leaving);
+    let since = drained.await.unwrap_or_else(|_| tokio::time::Instant::now());
     tokio::select! {
-        () = tokio::time::sleep(Duration::from_secs(settings.drain_seconds)) => {}
+        () = tokio::time::sleep_until(since + Duration::from_secs(settings.drain_seconds)) => {}
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
-    shared.phase.send_modify(|p| *p = Phase::Stopping);
+    shared.advance(Phase::Stopping);
 }
 
 /// Waits until no connection is open, for a bounded time.

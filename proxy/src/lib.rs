@@ -17,6 +17,7 @@ mod http;
 mod inbound;
 mod memory;
 mod outbound;
+mod probe;
 mod settings;
 mod shared;
 mod tcp;
@@ -31,6 +32,7 @@ use anyhow::Context;
 use tokio::runtime::{Builder, LocalOptions};
 
 use accept::{Direction, listen};
+pub use probe::own::{drain, wait};
 pub use settings::Settings;
 use shared::{Phase, Shared};
 use telemetry::traces::{SpanSender, export};
@@ -46,7 +48,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let (shared, wants) = Shared::new(spans);
     let control = Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
-        admin::serve(shared.clone(), settings.admin_port).await?;
+        admin::serve(shared.clone(), settings.clone()).await?;
         dns::serve(shared.clone(), settings.clone())
             .await
             .context("DNS port 15053 cannot be opened")?;

@@ -1,19 +1,24 @@
 //! How the proxy is started.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::probe::Probes;
+
 /// The data plane of Weft: one process for each pod.
+///
+/// `weft-proxy drain` and `weft-proxy wait`, from within the pod: tell callers to
+/// choose other pods; wait until the sidecar is ready.
 ///
 /// Exit codes: 0 stopped in order, 1 could not start.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "weft-proxy", version)]
 pub struct Settings {
-    /// Control plane, as IP:PORT
+    /// Control plane, as HOST:PORT
     #[arg(long, env = "WEFT_CONTROL_PLANE")]
-    pub control_plane: SocketAddr,
+    pub control_plane: String,
     /// Identity that the control plane must prove
     #[arg(long, env = "WEFT_CONTROL_PLANE_IDENTITY")]
     pub control_plane_identity: String,
@@ -45,6 +50,9 @@ pub struct Settings {
     /// Port of metrics and health
     #[arg(long, env = "WEFT_ADMIN_PORT", default_value_t = 15020)]
     pub admin_port: u16,
+    /// Probes and hooks to make for kubelet, JSON; the injector writes it
+    #[arg(long, env = "WEFT_PROBES", default_value = "{}", hide_env_values = true)]
+    pub probes: Probes,
     /// Seconds for callers to go elsewhere after SIGTERM
     #[arg(long, env = "WEFT_DRAIN_SECONDS", default_value_t = 5)]
     pub drain_seconds: u64,

@@ -123,6 +123,8 @@ pub enum Phase {
     Running,
     /// Asking callers to go elsewhere; still accepting.
     Draining,
+    /// Told to end: that goes on for a while.
+    Leaving,
     /// The application is gone.
     Stopping,
 }
@@ -273,6 +275,15 @@ impl Shared {
     pub fn set_inbound(&self, inbound: Inbound) {
         self.inbound.store(Arc::new(inbound));
         self.inbound_changes.send_modify(|n| *n += 1);
+    }
+
+    /// Goes on to a phase, never back.
+    pub fn advance(&self, to: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let further = to > *phase;
+            *phase = (*phase).max(to);
+            further
+        });
     }
 
     /// Whether callers are asked to go elsewhere.

@@ -89,10 +89,10 @@ pack_images() {
     done
     for name in $pause_images; do pauses="$pauses,$registry/pause:$name"; done
     mapfile -t files < <(proxy_tools)
-    ./image.py "$out/kubernetes.tar" "${names#,},$registry/etcd:$etcd_image" \
+    ../../deploy/image.py "$out/kubernetes.tar" "${names#,},$registry/etcd:$etcd_image" \
         "$components=/usr/local/bin/kubernetes" "${links[@]}" "$etcd=/usr/local/bin/etcd" "${files[@]}"
-    ./image.py "$out/coredns.tar" $registry/coredns/coredns:$coredns_image --entrypoint /coredns "$coredns=/coredns"
-    ./image.py "$out/pause.tar" "${pauses#,}" --entrypoint /pause "$pause=/pause"
+    ../../deploy/image.py "$out/coredns.tar" $registry/coredns/coredns:$coredns_image --entrypoint /coredns "$coredns=/coredns"
+    ../../deploy/image.py "$out/pause.tar" "${pauses#,}" --entrypoint /pause "$pause=/pause"
 }
 
 build_node() {
@@ -124,7 +124,7 @@ build_node() {
     rm -rf "$files"
     echo "$node_image" >"$out"
 }
-key=$(hash_of build.sh image.py node.Dockerfile import-images.sh versions.env <(echo "$components $kubeadm $etcd $coredns $pause $debian"))
+key=$(hash_of build.sh ../../deploy/image.py node.Dockerfile import-images.sh versions.env <(echo "$components $kubeadm $etcd $coredns $pause $debian"))
 node_image=weft/node:$kubernetes-$key
 if ! docker image inspect "$node_image" >/dev/null 2>&1; then rm -f "$cache/bin/node-$key"; fi
 make node "$key" build_node

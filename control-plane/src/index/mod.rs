@@ -10,14 +10,14 @@ mod destination;
 mod inbound;
 mod status;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use prost::Message;
 use weft_api::{
-    AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute, LABEL_DEPLOYMENT,
-    LABEL_INJECTED, LABEL_SERVICE_NAME, Metadata, Object, ObjectKey, ParentRef, Pod,
+    ANNOTATION_INJECT, AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute,
+    LABEL_DEPLOYMENT, LABEL_INJECTED, LABEL_INJECTION, LABEL_SERVICE_NAME, Metadata, Object, ObjectKey, ParentRef, Pod,
     ReferenceGrant, Service,
 };
 use weft_proto as proto;
@@ -123,19 +123,30 @@ impl Index {
 
     /// Takes the set of all objects; `true`: something changed.
     pub fn replace(&mut self, all: BTreeMap<ObjectKey, Object>) -> bool {
-        let old = std::mem::take(&mut self.objects);
+        let gone = self.objects.keys().filter(|key| !all.contains_key(key));
+        let gone: Vec<_> = gone.map(|key| (key.clone(), None)).collect();
+        let there = all.into_iter().map(|(key, object)| (key, Some(object)));
+        self.change(gone.into_iter().chain(there))
+    }
+
+    /// Takes objects that are new or other, and forgets those that are `None`;
+    /// `true`: something changed.
+    pub fn change(
+        &mut self,
+        changes: impl IntoIterator<Item = (ObjectKey, Option<Object>)>,
+    ) -> bool {
         let mut touched = Vec::new();
-        for (key, object) in &old {
-            if all.get(key) != Some(object) {
-                touched.extend(touches(object));
+        for (key, object) in changes {
+            if self.objects.get(&key) == object.as_ref() {
+                continue;
             }
+            touched.extend(object.iter().flat_map(touches));
+            let old = match object {
+                Some(object) => self.objects.insert(key, object),
+                None => self.objects.remove(&key),
+            };
+            touched.extend(old.iter().flat_map(touches));
         }
-        for (key, object) in &all {
-            if old.get(key) != Some(object) {
-                touched.extend(touches(object));
-            }
-        }
-        self.objects = all;
         if touched.is_empty() {
             return false;
         }
@@ -145,6 +156,17 @@ impl Index {
         }
         self.rebuild();
         true
+    }
+
+    /// Other ranges of pods' and Services' addresses; `true`: they changed.
+    pub fn set_ranges(&mut self, cidrs: Vec<String>) -> bool {
+        let changed = self.mesh.cidrs != cidrs;
+        if changed {
+            self.mesh.cidrs = cidrs;
+            self.generation += 1;
+            self.touched.insert(Dependency::Mesh, self.generation);
+        }
+        changed
     }
 
     /// Other roots of trust.
@@ -323,12 +345,63 @@ impl Index {
         pods
     }
 
+    /// Namespaces that have sidecars, or are to have them.
+    pub fn meshed_namespaces(&self) -> BTreeSet<String> {
+        let labelled = self.objects.values().filter_map(|object| match object {
+            Object::Namespace(n) if is_joined(&n.metadata) => Some(n.metadata.name.clone()),
+            _ => None,
+        });
+        let meshed = self.pods.iter().filter(|(_, pod)| is_meshed(pod));
+        labelled
+            .chain(meshed.map(|((namespace, _), _)| namespace.clone()))
+            .collect()
+    }
+
+    /// Pods that run in a namespace of the mesh, do not opt out, and have no
+    /// sidecar.
+    pub fn unmeshed_pods(&self) -> Vec<UnmeshedPod> {
+        let namespaces = self.objects.values().filter_map(|object| match object {
+            Object::Namespace(n) if is_joined(&n.metadata) => Some(n.metadata.name.as_str()),
+            _ => None,
+        });
+        let namespaces: HashSet<&str> = namespaces.collect();
+        let should = |pod: &&Pod| {
+            let metadata = &pod.metadata;
+            let inject = metadata.annotations.get(ANNOTATION_INJECT);
+            namespaces.contains(metadata.namespace.as_str())
+                && inject.is_none_or(|v| v != "disabled")
+                && metadata.deletion_timestamp.is_empty()
+                && !pod.spec.host_network
+                && !is_meshed(pod)
+                && pod.status.as_ref().is_some_and(|s| s.phase == "Running" || s.phase == "Pending")
+        };
+        let pod = |pod: &Pod| UnmeshedPod {
+            namespace: pod.metadata.namespace.clone(),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
+        };
+        self.pods.values().filter(should).map(pod).collect()
+    }
+
     /// Name of the Deployment that a pod belongs to, or its own.
     fn owner(&self, key: &Name) -> String {
         let pod = self.pods.get(key);
         let label = pod.and_then(|p| p.metadata.labels.get(LABEL_DEPLOYMENT));
         label.cloned().unwrap_or_else(|| key.1.clone())
     }
+}
+
+/// A pod that should have a sidecar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct UnmeshedPod {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+fn is_joined(namespace: &Metadata) -> bool {
+    namespace.labels.get(LABEL_INJECTION).is_some_and(|v| v == "enabled")
 }
 
 /// Whether a pod has a sidecar.
@@ -339,9 +412,9 @@ pub fn is_meshed(pod: &Pod) -> bool {
         .is_some_and(|v| v == "true")
 }
 
-/// A pod's addresses.
+/// A pod's own addresses; one on its node's network has none.
 pub fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {
-    let status = pod.status.iter();
+    let status = pod.status.iter().filter(|_| !pod.spec.host_network);
     status
         .flat_map(|s| &s.pod_ips)
         .filter_map(|ip| ip.ip.parse().ok())
@@ -420,6 +493,7 @@ fn touches(object: &Object) -> Vec<Dependency> {
         Object::AuthorizationPolicy(_) | Object::AuthenticationPolicy(_) => {
             vec![Dependency::Policies(namespace)]
         }
+        // Only their labels are asked for, by who makes them part of the mesh.
         Object::Namespace(_) | Object::ServiceAccount(_) | Object::Deployment(_) => Vec::new(),
     }
 }

@@ -1,6 +1,6 @@
 //! What is said of each object: whether it is in force, and why not.
 
-use weft_api::{AuthenticationPolicy, HttpRoute, Object};
+use weft_api::{AuthenticationPolicy, HttpRoute, Object, ObjectKey, ParentRef};
 use weft_proto::{Condition, ObjectStatus};
 
 use super::inbound::reach;
@@ -9,51 +9,58 @@ use super::{Index, Name};
 impl Index {
     /// The conditions of every route and policy.
     pub fn status(&self) -> Vec<ObjectStatus> {
-        self.objects
-            .values()
-            .filter_map(|object| {
-                let conditions = match object {
-                    Object::HTTPRoute(route) => self.route_conditions(object.kind(), route),
-                    Object::GRPCRoute(route) => {
-                        self.route_conditions(object.kind(), &route.as_http())
-                    }
-                    Object::AuthenticationPolicy(policy) => {
-                        vec![self.authentication_condition(policy)]
-                    }
-                    Object::AuthorizationPolicy(_) => {
-                        vec![condition("Accepted", true, "Accepted", "")]
-                    }
-                    _ => return None,
-                };
-                Some(ObjectStatus {
-                    kind: object.kind().to_owned(),
-                    namespace: object.metadata().namespace.clone(),
-                    name: object.metadata().name.clone(),
-                    conditions,
-                    proxies: 0,
-                })
+        let status = |key: &ObjectKey| {
+            Some(ObjectStatus {
+                kind: key.kind.clone(),
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                conditions: self.conditions(key)?,
+                proxies: 0,
             })
-            .collect()
+        };
+        self.objects.keys().filter_map(status).collect()
     }
 
-    /// `Accepted` and `ResolvedRefs`, with the Gateway API's reasons.
-    fn route_conditions(&self, kind: &str, route: &HttpRoute) -> Vec<Condition> {
-        let missing: Vec<String> = super::parents(&route.metadata, &route.spec.parent_refs)
-            .iter()
-            .zip(&route.spec.parent_refs)
-            .filter(|(key, parent)| !self.has_port(key, parent.port))
-            .map(|(key, _)| format!("{}/{}", key.0, key.1))
-            .collect();
-        let accepted = match missing.as_slice() {
-            [] => condition("Accepted", true, "Accepted", ""),
-            names => condition(
-                "Accepted",
-                false,
-                "NoMatchingParent",
-                &format!("no such Service or port: {}", names.join(", ")),
-            ),
+    /// The conditions of a route or policy; of a route with several parents,
+    /// those of the first that does not accept it.
+    pub fn conditions(&self, key: &ObjectKey) -> Option<Vec<Condition>> {
+        match self.objects.get(key)? {
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) => {
+                let parents = self.parent_conditions(key);
+                let fine = |conditions: &&Vec<Condition>| conditions.iter().all(|c| c.status);
+                let refusing = parents.iter().find(|c| !fine(c));
+                refusing.or(parents.first()).cloned()
+            }
+            Object::AuthenticationPolicy(policy) => {
+                Some(vec![self.authentication_condition(policy)])
+            }
+            Object::AuthorizationPolicy(_) => {
+                Some(vec![condition("Accepted", true, "Accepted", "")])
+            }
+            _ => None,
+        }
+    }
+
+    /// `Accepted` and `ResolvedRefs` of a route, with the Gateway API's
+    /// reasons, for each of its parents.
+    pub fn parent_conditions(&self, key: &ObjectKey) -> Vec<Vec<Condition>> {
+        let route = match self.objects.get(key) {
+            Some(Object::HTTPRoute(route)) => route.clone(),
+            Some(Object::GRPCRoute(route)) => route.as_http(),
+            _ => return Vec::new(),
         };
-        vec![accepted, self.resolved_refs(kind, route)]
+        let resolved = self.resolved_refs(&key.kind, &route);
+        let parents = super::parents(&route.metadata, &route.spec.parent_refs);
+        let accepted = |(parent, wanted): (&Name, &ParentRef)| {
+            if self.has_port(parent, wanted.port) {
+                return condition("Accepted", true, "Accepted", "");
+            }
+            let text = format!("no such Service or port: {}/{}", parent.0, parent.1);
+            condition("Accepted", false, "NoMatchingParent", &text)
+        };
+        let both = parents.iter().zip(&route.spec.parent_refs).map(accepted);
+        both.map(|accepted| vec![accepted, resolved.clone()])
+            .collect()
     }
 
     fn resolved_refs(&self, kind: &str, route: &HttpRoute) -> Condition {

@@ -8,17 +8,17 @@ use weft_proto::identity_server::Identity;
 use weft_proto::{CertifyRequest, CertifyResponse};
 
 use crate::State;
-use crate::token::{TokenKey, TokenSubject};
+use crate::token::{TokenReviewer, TokenSubject};
 
 /// Issues certificates.
 pub struct IdentityService {
     state: Arc<State>,
-    tokens: TokenKey,
+    tokens: TokenReviewer,
 }
 
 impl IdentityService {
-    /// Checks tokens with a key.
-    pub fn new(state: Arc<State>, tokens: TokenKey) -> Self {
+    /// Asks `tokens` who a caller is.
+    pub fn new(state: Arc<State>, tokens: TokenReviewer) -> Self {
         Self { state, tokens }
     }
 
@@ -63,7 +63,11 @@ impl Identity for IdentityService {
                     "a service-account token is needed: authorization: Bearer TOKEN",
                 )
             })?;
-        let subject = self.tokens.review(token).map_err(Status::unauthenticated)?;
+        let subject = self
+            .tokens
+            .review(token)
+            .await
+            .map_err(Status::unauthenticated)?;
         self.check_pod(&subject)
             .map_err(Status::permission_denied)?;
         let trust_domain = self.state.issuer.trust_domain();

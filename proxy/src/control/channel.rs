@@ -1,6 +1,5 @@
 //! gRPC channels to the control plane, with the mesh's own TLS.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,18 +13,21 @@ use tower::service_fn;
 
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Connects now; an error says why not.
+/// Connects to HOST:PORT now; an error says why not.
 pub async fn connect(
-    address: SocketAddr,
+    address: &str,
     tls: Arc<ClientConfig>,
 ) -> Result<Channel, tonic::transport::Error> {
+    let address = address.to_owned();
     let connector = service_fn(move |_: Uri| {
         let tls = TlsConnector::from(tls.clone());
+        let address = address.clone();
         async move {
             let connecting = async {
-                let tcp = TcpStream::connect(address).await?;
+                let tcp = TcpStream::connect(&address).await?;
                 tcp.set_nodelay(true)?;
-                tls.connect(ServerName::from(address.ip()), tcp).await
+                // Whom it must prove to be is an identity, not this.
+                tls.connect(ServerName::from(tcp.peer_addr()?.ip()), tcp).await
             };
             // A control plane that accepts and then says nothing is away too.
             let stream = tokio::time::timeout(CONNECT, connecting).await??;

@@ -105,7 +105,7 @@ async fn certify(settings: &Settings, cache: &Cache) -> anyhow::Result<(Svid, Tr
         .with_context(|| format!("the token {} cannot be read", settings.token.display()))?;
     let rule = PeerRule::Exactly(settings.control_plane_identity.parse()?);
     let tls = client_config(None, &bundle, rule, &[ALPN_GRPC])?;
-    let channel = connect(settings.control_plane, tls)
+    let channel = connect(&settings.control_plane, tls)
         .await
         .with_context(|| {
             format!(

@@ -95,7 +95,7 @@ async fn session(
     let tls = state.shared.tls.load_full().context("no certificate yet")?;
     let rule = PeerRule::Exactly(settings.control_plane_identity.parse()?);
     let config = client_config(Some(&tls.svid), &tls.bundle, rule, &[ALPN_GRPC])?;
-    let channel = connect(settings.control_plane, config).await?;
+    let channel = connect(&settings.control_plane, config).await?;
     let (say, requests) = mpsc::channel(64);
     say.send(message(Say::Hello(state.hello(settings)))).await?;
     let mut responses = DiscoveryClient::new(channel)
