@@ -83,7 +83,10 @@ fn value(bytes: &[u8]) -> Attributes {
 }
 
 fn load_meta(key: u32) -> Attributes {
-    expression("meta", Attributes::default().number(1, REGISTER).number(2, key))
+    expression(
+        "meta",
+        Attributes::default().number(1, REGISTER).number(2, key),
+    )
 }
 
 fn load_payload(base: u32, offset: u32, length: u32) -> Attributes {
@@ -158,7 +161,9 @@ fn expressions(rule: &Rule, loopback: u32) -> Vec<Attributes> {
             all.push(expression("immediate", data));
         }
         Action::Redirect(port) => {
-            let data = Attributes::default().number(1, REGISTER).nested(2, value(&port.to_be_bytes()));
+            let data = Attributes::default()
+                .number(1, REGISTER)
+                .nested(2, value(&port.to_be_bytes()));
             all.push(expression("immediate", data));
             let data = Attributes::default()
                 .number(1, REGISTER)
@@ -233,7 +238,12 @@ struct Message {
 
 impl Message {
     fn new(kind: u16, flags: u16, family: Family, body: Attributes) -> Self {
-        Self { kind, flags, family: family.number(), body: body.0 }
+        Self {
+            kind,
+            flags,
+            family: family.number(),
+            body: body.0,
+        }
     }
 
     fn encode(&self, number: u32, resource: u16) -> Vec<u8> {
@@ -289,10 +299,19 @@ impl Netlink {
 
     /// One transaction: all of it or nothing.
     fn commit(&self, messages: &[Message]) -> io::Result<()> {
-        let edge = |kind| Message { kind, flags: 0, family: 0, body: Vec::new() };
+        let edge = |kind| Message {
+            kind,
+            flags: 0,
+            family: 0,
+            body: Vec::new(),
+        };
         let mut bytes = edge(BATCH_BEGIN).encode(0, SUBSYSTEM);
         for (index, message) in messages.iter().enumerate() {
-            let message = Message { flags: message.flags | ACK, body: message.body.clone(), ..*message };
+            let message = Message {
+                flags: message.flags | ACK,
+                body: message.body.clone(),
+                ..*message
+            };
             bytes.extend(message.encode(index as u32 + 1, 0));
         }
         bytes.extend(edge(BATCH_END).encode(messages.len() as u32 + 1, SUBSYSTEM));
@@ -341,7 +360,9 @@ fn parse(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
     while let Some(header) = bytes.get(..4) {
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let kind = u16::from_ne_bytes([header[2], header[3]]) & !NESTED;
-        let Some(value) = bytes.get(4..length) else { break };
+        let Some(value) = bytes.get(4..length) else {
+            break;
+        };
         all.push((kind, value));
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -349,7 +370,10 @@ fn parse(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
 }
 
 fn find(bytes: &[u8], kind: u16) -> &[u8] {
-    parse(bytes).into_iter().find(|(k, _)| *k == kind).map_or(&[], |(_, v)| v)
+    parse(bytes)
+        .into_iter()
+        .find(|(k, _)| *k == kind)
+        .map_or(&[], |(_, v)| v)
 }
 
 fn is_text(bytes: &[u8], text: &str) -> bool {
@@ -362,7 +386,9 @@ fn holds(found: &[u8], set: &[u8]) -> bool {
     let found = parse(found);
     parse(set).into_iter().all(|(kind, value)| {
         let same = found.iter().find(|(k, _)| *k == kind);
-        same.is_some_and(|(_, theirs)| *theirs == value || (value.len() >= 8 && holds(theirs, value)))
+        same.is_some_and(|(_, theirs)| {
+            *theirs == value || (value.len() >= 8 && holds(theirs, value))
+        })
     })
 }
 
@@ -380,10 +406,20 @@ pub fn apply(rules: &CaptureRules, family: Family) -> io::Result<()> {
         Message::new(NEW_TABLE, CREATE, family, table()),
     ];
     for chain in Chain::ALL {
-        messages.push(Message::new(NEW_CHAIN, CREATE, family, chain_attributes(chain)));
+        messages.push(Message::new(
+            NEW_CHAIN,
+            CREATE,
+            family,
+            chain_attributes(chain),
+        ));
     }
     for rule in rules.rules(family) {
-        messages.push(Message::new(NEW_RULE, CREATE | APPEND, family, rule_attributes(&rule, loopback)));
+        messages.push(Message::new(
+            NEW_RULE,
+            CREATE | APPEND,
+            family,
+            rule_attributes(&rule, loopback),
+        ));
     }
     Netlink::open()?.commit(&messages)
 }
@@ -420,15 +456,24 @@ pub fn differences(rules: &CaptureRules, family: Family) -> io::Result<Vec<Strin
         let wanted: Vec<&Rule> = wanted.iter().filter(|r| r.chain == chain).collect();
         if found.len() != wanted.len() {
             let (has, ought) = (found.len(), wanted.len());
-            differences.push(format!("chain {} has {has} rules and ought to have {ought}", chain.name()));
+            differences.push(format!(
+                "chain {} has {has} rules and ought to have {ought}",
+                chain.name()
+            ));
         }
         for (index, (rule, found)) in wanted.iter().zip(&found).enumerate() {
             let set = expressions(rule, loopback);
             let there = parse(find(found, 4));
             let same = set.len() == there.len()
-                && set.iter().zip(&there).all(|(set, (_, there))| holds(there, &set.0));
+                && set
+                    .iter()
+                    .zip(&there)
+                    .all(|(set, (_, there))| holds(there, &set.0));
             if !same {
-                differences.push(format!("rule {index} of chain {} is another: {rule:?}", chain.name()));
+                differences.push(format!(
+                    "rule {index} of chain {} is another: {rule:?}",
+                    chain.name()
+                ));
             }
         }
     }

@@ -174,7 +174,10 @@ impl CaptureRules {
         let rule = |matches, action| Rule::new(Chain::Input, matches, action);
         let mut rules = Vec::new();
         for port in [ADMIN_PORT].iter().chain(&self.exclude_inbound_ports) {
-            let matches = vec![Match::Protocol(Protocol::Tcp), Match::DestinationPort(*port)];
+            let matches = vec![
+                Match::Protocol(Protocol::Tcp),
+                Match::DestinationPort(*port),
+            ];
             rules.push(rule(matches, Action::Leave));
         }
         let tcp = vec![Match::Protocol(Protocol::Tcp)];

@@ -62,7 +62,9 @@ impl TokenReviewer {
         }
         match self {
             Self::Key(key) => key.review(token),
-            Self::Kubernetes(client) => crate::kubernetes::token_review::review(client, token).await,
+            Self::Kubernetes(client) => {
+                crate::kubernetes::token_review::review(client, token).await
+            }
         }
     }
 }

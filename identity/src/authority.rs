@@ -254,6 +254,9 @@ impl Authority {
             .signed_by(&key, &self.issuer)
             .map_err(material(what))?;
         let intermediate = pem::Pem::new("CERTIFICATE", self.certificate.to_vec());
-        Ok((leaf.pem() + &pem::encode(&intermediate), key.serialize_pem()))
+        Ok((
+            leaf.pem() + &pem::encode(&intermediate),
+            key.serialize_pem(),
+        ))
     }
 }

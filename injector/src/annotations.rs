@@ -6,21 +6,51 @@ use crate::InjectError;
 
 /// Every annotation that is understood, and what it says.
 pub const KNOWN_ANNOTATIONS: &[(&str, &str)] = &[
-    ("weft.dev/inject", "`enabled` or `disabled`, whatever the namespace says"),
-    ("weft.dev/exclude-inbound-ports", "ports whose callers reach the application directly: 9100,9101"),
-    ("weft.dev/exclude-outbound-ports", "ports that the application calls directly: 25,587"),
-    ("weft.dev/exclude-outbound-cidrs", "addresses that the application calls directly: 192.0.2.0/24"),
-    ("weft.dev/log", "what the sidecar logs: error, warn, info, debug"),
+    (
+        "weft.dev/inject",
+        "`enabled` or `disabled`, whatever the namespace says",
+    ),
+    (
+        "weft.dev/exclude-inbound-ports",
+        "ports whose callers reach the application directly: 9100,9101",
+    ),
+    (
+        "weft.dev/exclude-outbound-ports",
+        "ports that the application calls directly: 25,587",
+    ),
+    (
+        "weft.dev/exclude-outbound-cidrs",
+        "addresses that the application calls directly: 192.0.2.0/24",
+    ),
+    (
+        "weft.dev/log",
+        "what the sidecar logs: error, warn, info, debug",
+    ),
     ("weft.dev/workers", "data threads of the sidecar, 1 to 64"),
-    ("weft.dev/proxy-cpu-request", "processor that the sidecar asks for: 10m"),
-    ("weft.dev/proxy-cpu-limit", "processor that the sidecar may use: 500m"),
-    ("weft.dev/proxy-memory-request", "memory that the sidecar asks for: 16Mi"),
-    ("weft.dev/proxy-memory-limit", "memory that the sidecar may use: 128Mi"),
+    (
+        "weft.dev/proxy-cpu-request",
+        "processor that the sidecar asks for: 10m",
+    ),
+    (
+        "weft.dev/proxy-cpu-limit",
+        "processor that the sidecar may use: 500m",
+    ),
+    (
+        "weft.dev/proxy-memory-request",
+        "memory that the sidecar asks for: 16Mi",
+    ),
+    (
+        "weft.dev/proxy-memory-limit",
+        "memory that the sidecar may use: 128Mi",
+    ),
     (
         "weft.dev/termination-delay-seconds",
         "how long containers without a preStop hook go on serving once their pod is to end, 0 to 60: 5",
     ),
-    ("weft.dev/original", "written by the injector: what `meshctl uninject` puts back"),
+    (
+        "weft.dev/original",
+        "written by the injector: what `meshctl uninject` puts back",
+    ),
 ];
 
 /// What they say.
@@ -50,18 +80,31 @@ impl Annotations {
     /// Reads a pod's. One of ours that is not known is refused: what it was
     /// meant to say would not happen.
     pub fn read(metadata: Option<&Map<String, Value>>) -> Result<Self, InjectError> {
-        let all = metadata.and_then(|m| m.get("annotations")).and_then(Value::as_object);
+        let all = metadata
+            .and_then(|m| m.get("annotations"))
+            .and_then(Value::as_object);
         let known = |key: &str| KNOWN_ANNOTATIONS.iter().any(|(k, _)| *k == key);
-        if let Some(key) = all.into_iter().flat_map(Map::keys).find(|k| k.starts_with("weft.dev/") && !known(k)) {
+        if let Some(key) = all
+            .into_iter()
+            .flat_map(Map::keys)
+            .find(|k| k.starts_with("weft.dev/") && !known(k))
+        {
             let names: Vec<&str> = KNOWN_ANNOTATIONS.iter().map(|(k, _)| *k).collect();
-            return Err(InjectError(format!("the annotation {key} is not known; known are {}", names.join(", "))));
+            return Err(InjectError(format!(
+                "the annotation {key} is not known; known are {}",
+                names.join(", ")
+            )));
         }
         let get = |name: &str| {
             let key = format!("weft.dev/{name}");
-            all.and_then(|a| a.get(&key)).and_then(Value::as_str).map(str::to_owned)
+            all.and_then(|a| a.get(&key))
+                .and_then(Value::as_str)
+                .map(str::to_owned)
         };
         let bad = |name: &str, value: &str, wanted: &str| {
-            InjectError(format!("the annotation weft.dev/{name} is {value:?}: it must be {wanted}"))
+            InjectError(format!(
+                "the annotation weft.dev/{name} is {value:?}: it must be {wanted}"
+            ))
         };
         let checked = |name: &'static str, fine: fn(&str) -> bool, wanted: &str| match get(name) {
             Some(value) if !value.split(',').all(fine) => Err(bad(name, &value, wanted)),
@@ -87,7 +130,8 @@ impl Annotations {
             ("proxy-memory-limit", "limits", "memory"),
         ] {
             let is_quantity = |q: &str| {
-                q.starts_with(|c: char| c.is_ascii_digit()) && q.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')
+                q.starts_with(|c: char| c.is_ascii_digit())
+                    && q.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')
             };
             if let Some(value) = checked(name, is_quantity, "a quantity, like 100m or 64Mi")? {
                 resources.push((group, field, value));
@@ -101,12 +145,25 @@ impl Annotations {
                 Some(other) => return Err(bad("inject", other, "enabled or disabled")),
             },
             exclude_inbound_ports: checked("exclude-inbound-ports", is_port, "ports, like 25,587")?,
-            exclude_outbound_ports: checked("exclude-outbound-ports", is_port, "ports, like 25,587")?,
-            exclude_outbound_cidrs: checked("exclude-outbound-cidrs", is_range, "address ranges, like 192.0.2.0/24")?,
-            log: checked("log", |l| ["error", "warn", "info", "debug", "trace"].contains(&l), "error, warn, info or debug")?,
+            exclude_outbound_ports: checked(
+                "exclude-outbound-ports",
+                is_port,
+                "ports, like 25,587",
+            )?,
+            exclude_outbound_cidrs: checked(
+                "exclude-outbound-cidrs",
+                is_range,
+                "address ranges, like 192.0.2.0/24",
+            )?,
+            log: checked(
+                "log",
+                |l| ["error", "warn", "info", "debug", "trace"].contains(&l),
+                "error, warn, info or debug",
+            )?,
             workers: number("workers", 1, 64)?,
             resources,
-            termination_delay_seconds: number("termination-delay-seconds", 0, 60)?.unwrap_or(TERMINATION_DELAY),
+            termination_delay_seconds: number("termination-delay-seconds", 0, 60)?
+                .unwrap_or(TERMINATION_DELAY),
         })
     }
 }

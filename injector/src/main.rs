@@ -40,8 +40,13 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(args))) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(args)))
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -52,13 +57,20 @@ fn main() -> ExitCode {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let injector = Injector::open(args.settings)?;
-    let client = kube::Client::try_default().await.context("the API server cannot be reached")?;
+    let client = kube::Client::try_default()
+        .await
+        .context("the API server cannot be reached")?;
     let open = async |address: SocketAddr| {
-        TcpListener::bind(address).await.with_context(|| format!("{address} cannot be opened"))
+        TcpListener::bind(address)
+            .await
+            .with_context(|| format!("{address} cannot be opened"))
     };
     let health = axum::serve(open(args.health).await?, health_routes(injector.clone()));
     let webhook = serve(open(args.listen).await?, injector.clone());
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     tracing::info!(address = %args.listen, "serving");
     tokio::select! {
         ended = async { health.await } => ended?,

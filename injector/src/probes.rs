@@ -28,7 +28,11 @@ pub fn redirect(
     originals: &mut Map<String, Value>,
 ) -> Result<Map<String, Value>, InjectError> {
     let mut made = Map::new();
-    let name = container.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = container
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     let ports = container.get("ports").cloned().unwrap_or_default();
     for (place, label) in PLACES {
         let Some(probe) = container.pointer_mut(place).and_then(Value::as_object_mut) else {
@@ -37,25 +41,35 @@ pub fn redirect(
         let Some(kind) = HANDLERS.into_iter().find(|h| probe.contains_key(*h)) else {
             continue;
         };
-        let own_host = probe.get(kind).and_then(|h| h.get("host")).and_then(Value::as_str);
+        let own_host = probe
+            .get(kind)
+            .and_then(|h| h.get("host"))
+            .and_then(Value::as_str);
         if own_host.is_some_and(|h| !h.is_empty()) {
             // Not this pod: the call is another one's to answer.
             continue;
         }
         let at = format!("{name}{place}");
         let mut handler = probe.get(kind).cloned().unwrap_or_default();
-        let port = resolve_port(handler.get("port"), &ports)
-            .ok_or_else(|| InjectError(format!("container {at}: its port is not one of the container's")))?;
+        let port = resolve_port(handler.get("port"), &ports).ok_or_else(|| {
+            InjectError(format!(
+                "container {at}: its port is not one of the container's"
+            ))
+        })?;
         if let Some(handler) = handler.as_object_mut() {
             handler.insert("port".to_owned(), json!(port));
         }
         let mut wanted = json!({kind: handler});
-        if let (Some(timeout), Some(wanted)) = (probe.get("timeoutSeconds"), wanted.as_object_mut()) {
+        if let (Some(timeout), Some(wanted)) = (probe.get("timeoutSeconds"), wanted.as_object_mut())
+        {
             wanted.insert("timeoutSeconds".to_owned(), timeout.clone());
         }
         originals.insert(at, Value::Object(probe.clone()));
         probe.remove(kind);
-        probe.insert("httpGet".to_owned(), json!({"path": format!("/probe/{name}/{label}"), "port": ADMIN_PORT}));
+        probe.insert(
+            "httpGet".to_owned(),
+            json!({"path": format!("/probe/{name}/{label}"), "port": ADMIN_PORT}),
+        );
         made.insert(format!("{name}/{label}"), wanted);
     }
     Ok(made)
@@ -78,7 +92,11 @@ fn resolve_port(port: Option<&Value>, ports: &Value) -> Option<u64> {
 
 /// Puts back what `redirect` and `delay_stop` found.
 pub fn restore(container: &mut Value, originals: &Map<String, Value>) {
-    let name = container.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = container
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     for (place, _) in PLACES {
         let Some(original) = originals.get(&format!("{name}{place}")) else {
             continue;
@@ -86,7 +104,11 @@ pub fn restore(container: &mut Value, originals: &Map<String, Value>) {
         let Some((parent, field)) = place.rsplit_once('/') else {
             continue;
         };
-        let parent = if parent.is_empty() { Some(&mut *container) } else { container.pointer_mut(parent) };
+        let parent = if parent.is_empty() {
+            Some(&mut *container)
+        } else {
+            container.pointer_mut(parent)
+        };
         if let Some(parent) = parent.and_then(Value::as_object_mut) {
             match original {
                 Value::Null => parent.remove(field),
@@ -94,7 +116,10 @@ pub fn restore(container: &mut Value, originals: &Map<String, Value>) {
             };
         }
     }
-    let empty = container.get("lifecycle").and_then(Value::as_object).is_some_and(Map::is_empty);
+    let empty = container
+        .get("lifecycle")
+        .and_then(Value::as_object)
+        .is_some_and(Map::is_empty);
     if let (true, Some(container)) = (empty, container.as_object_mut()) {
         container.remove("lifecycle");
     }
@@ -103,7 +128,11 @@ pub fn restore(container: &mut Value, originals: &Map<String, Value>) {
 /// Lets a container without a hook of its own serve for a while after its pod
 /// is to end: until nobody is led to it any more.
 pub fn delay_stop(container: &mut Value, seconds: u64, originals: &mut Map<String, Value>) {
-    let name = container.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = container
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     if seconds == 0 || container.pointer("/lifecycle/preStop").is_some() {
         return;
     }

@@ -22,9 +22,18 @@ pub fn init_container(settings: &InjectorSettings, annotations: &Annotations) ->
     // Names are the cluster's own to answer.
     let mut args = vec!["--no-dns".to_owned()];
     for (flag, value) in [
-        ("--exclude-inbound-ports", &annotations.exclude_inbound_ports),
-        ("--exclude-outbound-ports", &annotations.exclude_outbound_ports),
-        ("--exclude-outbound-cidrs", &annotations.exclude_outbound_cidrs),
+        (
+            "--exclude-inbound-ports",
+            &annotations.exclude_inbound_ports,
+        ),
+        (
+            "--exclude-outbound-ports",
+            &annotations.exclude_outbound_ports,
+        ),
+        (
+            "--exclude-outbound-cidrs",
+            &annotations.exclude_outbound_cidrs,
+        ),
     ] {
         if let Some(value) = value {
             args.extend([flag.to_owned(), value.clone()]);
@@ -63,19 +72,31 @@ pub fn proxy_container(
         json!({"name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace")}),
     ];
     if !probes.is_empty() {
-        env.push(json!({"name": "WEFT_PROBES", "value": Value::Object(probes.clone()).to_string()}));
+        env.push(
+            json!({"name": "WEFT_PROBES", "value": Value::Object(probes.clone()).to_string()}),
+        );
     }
     // An ordinary container is told to stop together with the application.
-    let drain_seconds = if settings.native_sidecars { 5 } else { grace_seconds };
+    let drain_seconds = if settings.native_sidecars {
+        5
+    } else {
+        grace_seconds
+    };
     let mut args = vec![
         format!("--control-plane={}", settings.control_plane),
-        format!("--control-plane-identity={}", settings.control_plane_identity),
+        format!(
+            "--control-plane-identity={}",
+            settings.control_plane_identity
+        ),
         format!("--cluster-domain={}", settings.cluster_domain),
         "--trust-bundle=/var/run/weft/trust/ca.crt".to_owned(),
         "--token=/var/run/weft/token/token".to_owned(),
         "--cache=/var/run/weft/cache".to_owned(),
         format!("--drain-seconds={drain_seconds}"),
-        format!("--log={}", annotations.log.as_ref().unwrap_or(&settings.log)),
+        format!(
+            "--log={}",
+            annotations.log.as_ref().unwrap_or(&settings.log)
+        ),
     ];
     if let Some(workers) = annotations.workers {
         args.push(format!("--workers={workers}"));
@@ -116,7 +137,10 @@ pub fn proxy_container(
             container.insert("restartPolicy".to_owned(), json!("Always"));
         } else {
             let wait = json!({"exec": {"command": ["/weft-proxy", "wait"]}});
-            if let Some(lifecycle) = container.get_mut("lifecycle").and_then(Value::as_object_mut) {
+            if let Some(lifecycle) = container
+                .get_mut("lifecycle")
+                .and_then(Value::as_object_mut)
+            {
                 // Containers start one after the other: the next one waits for this.
                 lifecycle.insert("postStart".to_owned(), wait);
             }
@@ -126,8 +150,13 @@ pub fn proxy_container(
 }
 
 fn resources(settings: &InjectorSettings, annotations: &Annotations) -> Value {
-    let default = json!({"requests": {"cpu": "10m", "memory": "20Mi"}, "limits": {"memory": "256Mi"}});
-    let mut resources = if settings.resources.is_object() { settings.resources.clone() } else { default };
+    let default =
+        json!({"requests": {"cpu": "10m", "memory": "20Mi"}, "limits": {"memory": "256Mi"}});
+    let mut resources = if settings.resources.is_object() {
+        settings.resources.clone()
+    } else {
+        default
+    };
     for (group, name, value) in &annotations.resources {
         if let Some(map) = resources.as_object_mut() {
             let group = map.entry(*group).or_insert_with(|| json!({}));

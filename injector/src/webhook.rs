@@ -70,7 +70,11 @@ impl Injector {
     /// Reads the settings again when their file changes, until the process
     /// ends. What cannot be used leaves what was read before in force.
     pub async fn follow_settings(&self) {
-        let stamp = || std::fs::metadata(&self.path).and_then(|m| m.modified()).ok();
+        let stamp = || {
+            std::fs::metadata(&self.path)
+                .and_then(|m| m.modified())
+                .ok()
+        };
         let mut last = stamp();
         loop {
             tokio::time::sleep(LOOK).await;
@@ -123,7 +127,9 @@ fn read_settings(path: &Path) -> anyhow::Result<InjectorSettings> {
 fn server_config(chain: &[u8], key: &[u8]) -> anyhow::Result<Arc<ServerConfig>> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(key)?;
-    let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -133,10 +139,16 @@ pub fn health_routes(injector: Arc<Injector>) -> Router {
     let ready = |State(injector): State<Arc<Injector>>| async move {
         match read(&injector.tls).is_some() {
             true => (axum::http::StatusCode::OK, "ready\n"),
-            false => (axum::http::StatusCode::SERVICE_UNAVAILABLE, "no certificate yet\n"),
+            false => (
+                axum::http::StatusCode::SERVICE_UNAVAILABLE,
+                "no certificate yet\n",
+            ),
         }
     };
-    Router::new().route("/live", get(|| async { "live\n" })).route("/ready", get(ready)).with_state(injector)
+    Router::new()
+        .route("/live", get(|| async { "live\n" }))
+        .route("/ready", get(ready))
+        .with_state(injector)
 }
 
 /// Serves the webhook until the process ends.
@@ -147,20 +159,26 @@ pub async fn serve(listener: TcpListener, injector: Arc<Injector>) {
         .with_state(injector.clone());
     let slots = Arc::new(Semaphore::new(CONCURRENT));
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         let Ok((tcp, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
         // The newest certificate for each connection.
-        let Some(tls) = read(&injector.tls) else { continue };
+        let Some(tls) = read(&injector.tls) else {
+            continue;
+        };
         let service = TowerToHyperService::new(routes.clone());
         tokio::spawn(async move {
-            let accepted = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(tcp)).await;
+            let accepted =
+                tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(tcp)).await;
             match accepted {
                 Ok(Ok(stream)) => {
                     let served = Builder::new(TokioExecutor::new());
-                    if let Err(error) = served.serve_connection(TokioIo::new(stream), service).await {
+                    if let Err(error) = served.serve_connection(TokioIo::new(stream), service).await
+                    {
                         tracing::debug!(%error, "a connection ended");
                     }
                 }
@@ -181,11 +199,11 @@ async fn review(State(injector): State<Arc<Injector>>, body: Bytes) -> Json<Valu
 pub fn answer(body: &[u8], settings: &InjectorSettings) -> Value {
     let review: Value = serde_json::from_slice(body).unwrap_or_default();
     let uid = review.pointer("/request/uid").cloned().unwrap_or_default();
-    let said = |response: Value| {
-        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
-    };
+    let said = |response: Value| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
     let denied = |why: &str| {
-        said(json!({"uid": uid, "allowed": false, "status": {"code": 422, "message": format!("weft: no sidecar can be added: {why}")}}))
+        said(
+            json!({"uid": uid, "allowed": false, "status": {"code": 422, "message": format!("weft: no sidecar can be added: {why}")}}),
+        )
     };
     let Some(object) = review.pointer("/request/object") else {
         return denied("the review has no object");
@@ -194,8 +212,13 @@ pub fn answer(body: &[u8], settings: &InjectorSettings) -> Value {
     if let Some(pod) = changed.as_object_mut() {
         pod.insert("kind".to_owned(), json!("Pod"));
     }
-    let name = object.pointer("/metadata/name").or_else(|| object.pointer("/metadata/generateName"));
-    let namespace = review.pointer("/request/namespace").and_then(Value::as_str).unwrap_or_default();
+    let name = object
+        .pointer("/metadata/name")
+        .or_else(|| object.pointer("/metadata/generateName"));
+    let namespace = review
+        .pointer("/request/namespace")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let pod = name.and_then(Value::as_str).unwrap_or_default();
     match inject(&mut changed, settings) {
         Err(error) => {

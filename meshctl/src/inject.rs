@@ -16,13 +16,19 @@ pub fn run(args: &InjectArgs, into: bool) -> anyhow::Result<ExitCode> {
     for path in &args.filename {
         let text = read(path)?;
         let place = path.display();
-        let documents: Vec<Value> = serde_saphyr::from_multiple(&text).with_context(|| place.to_string())?;
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(&text).with_context(|| place.to_string())?;
         for mut document in documents.into_iter().filter(|d| !d.is_null()) {
             // `kubectl get -o yaml` gives a List.
             let is_list = document.get("kind").and_then(Value::as_str) == Some("List");
-            let items = document.get_mut("items").and_then(Value::as_array_mut).filter(|_| is_list);
+            let items = document
+                .get_mut("items")
+                .and_then(Value::as_array_mut)
+                .filter(|_| is_list);
             match items {
-                Some(items) => items.iter_mut().try_for_each(|item| change(item, &settings, into))?,
+                Some(items) => items
+                    .iter_mut()
+                    .try_for_each(|item| change(item, &settings, into))?,
                 None => change(&mut document, &settings, into)?,
             }
             println!("---\n{}", serde_saphyr::to_string(&document)?.trim_end());
@@ -33,12 +39,25 @@ pub fn run(args: &InjectArgs, into: bool) -> anyhow::Result<ExitCode> {
 
 fn change(object: &mut Value, settings: &InjectorSettings, into: bool) -> anyhow::Result<()> {
     let name = |o: &Value| {
-        let text = |p: &str| o.pointer(p).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |p: &str| {
+            o.pointer(p)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         format!("{} {}", text("/kind"), text("/metadata/name"))
     };
     if !into {
         let had = weft_injector::uninject(object);
-        eprintln!("{}: {}", name(object), if had { "its sidecar was taken away" } else { "has no sidecar" });
+        eprintln!(
+            "{}: {}",
+            name(object),
+            if had {
+                "its sidecar was taken away"
+            } else {
+                "has no sidecar"
+            }
+        );
         return Ok(());
     }
     match weft_injector::inject(object, settings) {
@@ -61,6 +80,10 @@ fn read(path: &Path) -> anyhow::Result<String> {
 /// What the chart would tell the injector.
 fn settings(values: &[std::path::PathBuf], set: &[String]) -> anyhow::Result<InjectorSettings> {
     let objects = Values::new(values, set)?.render()?;
-    let text = objects.iter().find_map(|o| o.pointer("/data/injector.json")?.as_str());
-    Ok(serde_json::from_str(text.context("the chart has no settings of the injector")?)?)
+    let text = objects
+        .iter()
+        .find_map(|o| o.pointer("/data/injector.json")?.as_str());
+    Ok(serde_json::from_str(
+        text.context("the chart has no settings of the injector")?,
+    )?)
 }

@@ -18,7 +18,7 @@ use weft_local::protocol::{PodState, Reply, Request};
 use weft_local::{APPLICATION_UID, MeshPaths};
 use weft_proto::ProxiesRequest;
 
-use crate::cli::{ExecArgs, FilesArgs, LocalCommand, LogsArgs, LocalArgs, UpArgs};
+use crate::cli::{ExecArgs, FilesArgs, LocalArgs, LocalCommand, LogsArgs, UpArgs};
 use crate::operator::with_operator;
 use crate::output::{green, print, red, table};
 

@@ -41,7 +41,9 @@ impl Mesh {
             return Ok(Self::Local(usual.to_owned()));
         }
         let client = client(&args.cluster).await;
-        client.map(Self::Cluster).context("no mesh named weft is up on this machine, and no cluster can be asked")
+        client
+            .map(Self::Cluster)
+            .context("no mesh named weft is up on this machine, and no cluster can be asked")
     }
 }
 

@@ -38,7 +38,9 @@ pub async fn wait_and_drain(shared: Arc<Shared>, settings: &Settings) {
         _ = phase.wait_for(|p| *p >= Phase::Leaving) => {}
     }
     shared.advance(Phase::Leaving);
-    let since = drained.await.unwrap_or_else(|_| tokio::time::Instant::now());
+    let since = drained
+        .await
+        .unwrap_or_else(|_| tokio::time::Instant::now());
     tokio::select! {
         () = tokio::time::sleep_until(since + Duration::from_secs(settings.drain_seconds)) => {}
         _ = term.recv() => {}

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header};
-use http_body_util::{Empty, Limited, BodyExt};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -93,7 +93,11 @@ impl Probes {
         asked: &HeaderMap,
     ) -> Option<Result<(), String>> {
         let probe = self.0.get(name)?;
-        let usual = if name.ends_with("/preStop") || name.ends_with("/postStart") { HOOK } else { PROBE };
+        let usual = if name.ends_with("/preStop") || name.ends_with("/postStart") {
+            HOOK
+        } else {
+            PROBE
+        };
         let limit = probe.timeout_seconds.map_or(usual, Duration::from_secs);
         let made = tokio::time::timeout(limit, probe.make(pod, asked)).await;
         Some(made.unwrap_or_else(|_| Err(format!("no answer within {limit:?}"))))
@@ -129,12 +133,22 @@ impl HttpGet {
                 let fine = status.is_success();
                 // Read as kubelet reads it: an answer that breaks off is a failure.
                 let _ = Limited::new(response.into_body(), MAX_BODY).collect().await;
-                return if fine { Ok(()) } else { Err(format!("HTTP {status}")) };
+                return if fine {
+                    Ok(())
+                } else {
+                    Err(format!("HTTP {status}"))
+                };
             }
-            let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok());
+            let location = response
+                .headers()
+                .get(header::LOCATION)
+                .and_then(|l| l.to_str().ok());
             match location.and_then(|l| l.parse::<Uri>().ok()) {
                 // Only within the pod; elsewhere counts as success, as it does for kubelet.
-                Some(uri) if uri.host().is_none_or(|h| h == pod.to_string()) && uri.port_u16().is_none_or(|p| p == self.port) => {
+                Some(uri)
+                    if uri.host().is_none_or(|h| h == pod.to_string())
+                        && uri.port_u16().is_none_or(|p| p == self.port) =>
+                {
                     tls = uri.scheme_str().map_or(tls, |s| s == "https");
                     target = uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
                 }
@@ -151,7 +165,9 @@ impl HttpGet {
         target: &str,
         asked: &HeaderMap,
     ) -> Result<Response<Incoming>, String> {
-        let tcp = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+        let tcp = TcpStream::connect(address)
+            .await
+            .map_err(|e| e.to_string())?;
         let request = self.request(address, target, asked)?;
         let sent = if tls {
             let name = ServerName::from(address.ip());
@@ -163,8 +179,15 @@ impl HttpGet {
         sent.map_err(|e| e.to_string())
     }
 
-    fn request(&self, address: SocketAddr, target: &str, asked: &HeaderMap) -> Result<Request<Empty<Bytes>>, String> {
-        let mut request = Request::get(target).body(Empty::new()).map_err(|e| e.to_string())?;
+    fn request(
+        &self,
+        address: SocketAddr,
+        target: &str,
+        asked: &HeaderMap,
+    ) -> Result<Request<Empty<Bytes>>, String> {
+        let mut request = Request::get(target)
+            .body(Empty::new())
+            .map_err(|e| e.to_string())?;
         let fields = request.headers_mut();
         let host = HeaderValue::from_str(&address.to_string()).map_err(|e| e.to_string())?;
         fields.insert(header::HOST, host);
@@ -186,7 +209,10 @@ impl HttpGet {
     }
 }
 
-async fn send<T>(io: TokioIo<T>, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Incoming>>
+async fn send<T>(
+    io: TokioIo<T>,
+    request: Request<Empty<Bytes>>,
+) -> hyper::Result<Response<Incoming>>
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -213,13 +239,21 @@ impl Grpc {
     async fn make(&self, pod: IpAddr) -> Result<(), String> {
         let address = SocketAddr::new(pod, self.port);
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
-        let channel = endpoint.map_err(|e| e.to_string())?.connect().await.map_err(|e| e.to_string())?;
+        let channel = endpoint
+            .map_err(|e| e.to_string())?
+            .connect()
+            .await
+            .map_err(|e| e.to_string())?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|e| e.to_string())?;
-        let request = HealthCheckRequest { service: self.service.clone().unwrap_or_default() };
+        let request = HealthCheckRequest {
+            service: self.service.clone().unwrap_or_default(),
+        };
         let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
         let codec: ProstCodec<HealthCheckRequest, HealthCheckResponse> = ProstCodec::default();
-        let answer = client.unary(tonic::Request::new(request), path, codec).await;
+        let answer = client
+            .unary(tonic::Request::new(request), path, codec)
+            .await;
         match answer.map_err(|e| e.to_string())?.into_inner().status {
             1 => Ok(()),
             other => Err(format!("its health is {other}, not SERVING (1)")),
@@ -291,7 +325,10 @@ pub mod own {
     fn ask(method: &str, path: &str) -> super::io::Result<bool> {
         let mut stream = TcpStream::connect(ADMIN)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer.starts_with("HTTP/1.1 200"))

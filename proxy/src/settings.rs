@@ -51,7 +51,12 @@ pub struct Settings {
     #[arg(long, env = "WEFT_ADMIN_PORT", default_value_t = 15020)]
     pub admin_port: u16,
     /// Probes and hooks to make for kubelet, JSON; the injector writes it
-    #[arg(long, env = "WEFT_PROBES", default_value = "{}", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "WEFT_PROBES",
+        default_value = "{}",
+        hide_env_values = true
+    )]
     pub probes: Probes,
     /// Seconds for callers to go elsewhere after SIGTERM
     #[arg(long, env = "WEFT_DRAIN_SECONDS", default_value_t = 5)]

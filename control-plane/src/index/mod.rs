@@ -17,8 +17,8 @@ use std::sync::Arc;
 use prost::Message;
 use weft_api::{
     ANNOTATION_INJECT, AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute,
-    LABEL_DEPLOYMENT, LABEL_INJECTED, LABEL_INJECTION, LABEL_SERVICE_NAME, Metadata, Object, ObjectKey, ParentRef, Pod,
-    ReferenceGrant, Service,
+    LABEL_DEPLOYMENT, LABEL_INJECTED, LABEL_INJECTION, LABEL_SERVICE_NAME, Metadata, Object,
+    ObjectKey, ParentRef, Pod, ReferenceGrant, Service,
 };
 use weft_proto as proto;
 use weft_proto::{Resource, names, resource::Body};
@@ -373,7 +373,10 @@ impl Index {
                 && metadata.deletion_timestamp.is_empty()
                 && !pod.spec.host_network
                 && !is_meshed(pod)
-                && pod.status.as_ref().is_some_and(|s| s.phase == "Running" || s.phase == "Pending")
+                && pod
+                    .status
+                    .as_ref()
+                    .is_some_and(|s| s.phase == "Running" || s.phase == "Pending")
         };
         let pod = |pod: &Pod| UnmeshedPod {
             namespace: pod.metadata.namespace.clone(),
@@ -401,7 +404,10 @@ pub struct UnmeshedPod {
 }
 
 fn is_joined(namespace: &Metadata) -> bool {
-    namespace.labels.get(LABEL_INJECTION).is_some_and(|v| v == "enabled")
+    namespace
+        .labels
+        .get(LABEL_INJECTION)
+        .is_some_and(|v| v == "enabled")
 }
 
 /// Whether a pod has a sidecar.

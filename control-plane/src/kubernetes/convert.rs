@@ -38,18 +38,20 @@ pub fn service(service: &core::Service) -> api::Object {
     let empty = core::ServiceSpec::default();
     let spec = service.spec.as_ref().unwrap_or(&empty);
     let ports = spec.ports.iter().flatten();
-    let ports = ports.filter(|p| is_tcp(p.protocol.as_ref())).filter_map(|p| {
-        Some(api::ServicePort {
-            name: p.name.clone().unwrap_or_default(),
-            port: port(p.port)?,
-            target_port: p.target_port.as_ref().and_then(|t| match t {
-                IntOrString::Int(number) => Some(api::PortRef::Number(port(*number)?)),
-                IntOrString::String(name) => Some(api::PortRef::Name(name.clone())),
-            }),
-            protocol: "TCP".to_owned(),
-            app_protocol: p.app_protocol.clone().unwrap_or_default(),
-        })
-    });
+    let ports = ports
+        .filter(|p| is_tcp(p.protocol.as_ref()))
+        .filter_map(|p| {
+            Some(api::ServicePort {
+                name: p.name.clone().unwrap_or_default(),
+                port: port(p.port)?,
+                target_port: p.target_port.as_ref().and_then(|t| match t {
+                    IntOrString::Int(number) => Some(api::PortRef::Number(port(*number)?)),
+                    IntOrString::String(name) => Some(api::PortRef::Name(name.clone())),
+                }),
+                protocol: "TCP".to_owned(),
+                app_protocol: p.app_protocol.clone().unwrap_or_default(),
+            })
+        });
     api::Object::Service(api::Service {
         api_version: String::new(),
         metadata: metadata(&service.metadata),
@@ -76,30 +78,35 @@ pub fn endpoint_slice(slice: &discovery::EndpointSlice) -> api::Object {
                 serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
                 terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             },
-            target_ref: e.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod")).map(|t| {
-                api::TargetRef {
+            target_ref: e
+                .target_ref
+                .as_ref()
+                .filter(|t| t.kind.as_deref() == Some("Pod"))
+                .map(|t| api::TargetRef {
                     kind: "Pod".to_owned(),
                     namespace: t.namespace.clone().unwrap_or_default(),
                     name: t.name.clone().unwrap_or_default(),
-                }
-            }),
+                }),
             node_name: e.node_name.clone().unwrap_or_default(),
             zone: e.zone.clone().unwrap_or_default(),
         }
     };
     let ports = slice.ports.iter().flatten();
-    let ports = ports.filter(|p| is_tcp(p.protocol.as_ref())).filter_map(|p| {
-        Some(api::SlicePort {
-            name: p.name.clone().unwrap_or_default(),
-            port: p.port.and_then(port)?,
-            protocol: "TCP".to_owned(),
-            app_protocol: p.app_protocol.clone().unwrap_or_default(),
-        })
-    });
+    let ports = ports
+        .filter(|p| is_tcp(p.protocol.as_ref()))
+        .filter_map(|p| {
+            Some(api::SlicePort {
+                name: p.name.clone().unwrap_or_default(),
+                port: p.port.and_then(port)?,
+                protocol: "TCP".to_owned(),
+                app_protocol: p.app_protocol.clone().unwrap_or_default(),
+            })
+        });
     let mut own = metadata(&slice.metadata);
     let labels = slice.metadata.labels.as_ref();
     if let Some(service) = labels.and_then(|l| l.get(LABEL_SERVICE_NAME)) {
-        own.labels.insert(LABEL_SERVICE_NAME.to_owned(), service.clone());
+        own.labels
+            .insert(LABEL_SERVICE_NAME.to_owned(), service.clone());
     }
     api::Object::EndpointSlice(api::EndpointSlice {
         api_version: String::new(),
@@ -121,20 +128,32 @@ pub fn pod(pod: &core::Pod) -> api::Object {
     let annotations = pod.metadata.annotations.iter().flatten();
     let annotations = annotations.filter(|(key, _)| *key == ANNOTATION_INJECT);
     own.annotations = annotations.map(|(k, v)| (k.clone(), v.clone())).collect();
-    own.labels.insert(LABEL_DEPLOYMENT.to_owned(), workload(&pod.metadata));
+    own.labels
+        .insert(LABEL_DEPLOYMENT.to_owned(), workload(&pod.metadata));
     let sidecars = spec.init_containers.iter().flatten();
     let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let phase = status.phase.clone().unwrap_or_default();
     let ended = phase == "Succeeded" || phase == "Failed";
-    let ips = status.pod_ips.iter().flatten().map(|ip| api::PodIp { ip: ip.ip.clone() });
+    let ips = status
+        .pod_ips
+        .iter()
+        .flatten()
+        .map(|ip| api::PodIp { ip: ip.ip.clone() });
     let ready = status.conditions.iter().flatten();
-    let ready = ready.filter(|c| c.type_ == "Ready").any(|c| c.status == "True");
+    let ready = ready
+        .filter(|c| c.type_ == "Ready")
+        .any(|c| c.status == "True");
     api::Object::Pod(api::Pod {
         api_version: String::new(),
         metadata: own,
         spec: api::PodSpec {
             service_account_name: spec.service_account_name.clone().unwrap_or_default(),
-            containers: spec.containers.iter().chain(sidecars).map(container).collect(),
+            containers: spec
+                .containers
+                .iter()
+                .chain(sidecars)
+                .map(container)
+                .collect(),
             node_name: spec.node_name.clone().unwrap_or_default(),
             host_network: spec.host_network.unwrap_or(false),
             ..api::PodSpec::default()
@@ -174,8 +193,15 @@ fn workload(meta: &ObjectMeta) -> String {
     };
     let without = |suffix: &str| owner.name.strip_suffix(suffix).map(str::to_owned);
     let made = match owner.kind.as_str() {
-        "ReplicaSet" => meta.labels.as_ref().and_then(|l| without(&format!("-{}", l.get("pod-template-hash")?))),
-        "Job" => owner.name.rsplit_once('-').filter(|(_, n)| is_schedule(n)).map(|(name, _)| name.to_owned()),
+        "ReplicaSet" => meta
+            .labels
+            .as_ref()
+            .and_then(|l| without(&format!("-{}", l.get("pod-template-hash")?))),
+        "Job" => owner
+            .name
+            .rsplit_once('-')
+            .filter(|(_, n)| is_schedule(n))
+            .map(|(name, _)| name.to_owned()),
         _ => None,
     };
     made.unwrap_or_else(|| owner.name.clone())
@@ -200,8 +226,14 @@ mod tests {
     #[test]
     fn replicas_carry_the_name_that_their_author_gave() {
         let hashed = json!({"pod-template-hash": "6d4cf56db6"});
-        assert_eq!(owned("ReplicaSet", "web-front-6d4cf56db6", hashed), "web-front");
-        assert_eq!(owned("ReplicaSet", "own-replica-set", json!({})), "own-replica-set");
+        assert_eq!(
+            owned("ReplicaSet", "web-front-6d4cf56db6", hashed),
+            "web-front"
+        );
+        assert_eq!(
+            owned("ReplicaSet", "own-replica-set", json!({})),
+            "own-replica-set"
+        );
         assert_eq!(owned("StatefulSet", "db", json!({})), "db");
         assert_eq!(owned("Job", "report-29123456", json!({})), "report");
         assert_eq!(owned("Job", "import-2", json!({})), "import-2");
@@ -213,7 +245,9 @@ mod tests {
             "spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80, "name": "web"}]}]},
             "status": {"phase": "Succeeded", "podIPs": [{"ip": "10.0.0.1"}]}});
         let read: core::Pod = serde_json::from_value(written).expect("a pod");
-        let api::Object::Pod(pod) = pod(&read) else { panic!("a pod") };
+        let api::Object::Pod(pod) = pod(&read) else {
+            panic!("a pod")
+        };
         assert!(pod.status.expect("status").pod_ips.is_empty());
         assert_eq!(pod.spec.containers[0].ports[0].name, "web");
     }
@@ -223,7 +257,9 @@ mod tests {
         let written = json!({"metadata": {"name": "s"}, "addressType": "IPv4",
             "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]});
         let read = serde_json::from_value(written).expect("a slice");
-        let api::Object::EndpointSlice(slice) = endpoint_slice(&read) else { panic!("a slice") };
+        let api::Object::EndpointSlice(slice) = endpoint_slice(&read) else {
+            panic!("a slice")
+        };
         assert!(slice.endpoints[0].conditions.ready && slice.endpoints[0].conditions.serving);
         assert_eq!(slice.ports.len(), 1);
     }

@@ -33,7 +33,10 @@ pub async fn warn(client: &Client, about: ObjectReference, reason: &str, message
         type_: Some("Warning".to_owned()),
         reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
-        source: Some(EventSource { component: Some(FIELD_MANAGER.to_owned()), host: None }),
+        source: Some(EventSource {
+            component: Some(FIELD_MANAGER.to_owned()),
+            host: None,
+        }),
         first_timestamp: Some(Time(now)),
         last_timestamp: Some(Time(now)),
         count: Some(1),

@@ -28,7 +28,9 @@ pub async fn serve(
     state: Arc<State>,
     leader: watch::Receiver<bool>,
 ) -> anyhow::Result<impl Future<Output = ()>> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("{address} cannot be opened"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} cannot be opened"))?;
     let routes = Router::new()
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
@@ -44,24 +46,50 @@ pub async fn serve(
 async fn ready(Extract(health): Extract<Health>) -> (StatusCode, &'static str) {
     match *health.state.ready.borrow() {
         true => (StatusCode::OK, "ready\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "not everything was listed yet\n"),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not everything was listed yet\n",
+        ),
     }
 }
 
 async fn metrics(Extract(health): Extract<Health>) -> String {
     let mut out = String::new();
     let mut gauge = |name: &str, help: &str, value: f64| {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        let _ = writeln!(
+            out,
+            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
+        );
     };
     let state = &health.state;
     let (proxies, unmeshed) = (state.proxies.all(), state.index().unmeshed_pods().len());
     let seconds = |t: SystemTime| t.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as f64;
-    gauge("weft_leader", "Whether this replica writes.", f64::from(u8::from(*health.leader.borrow())));
+    gauge(
+        "weft_leader",
+        "Whether this replica writes.",
+        f64::from(u8::from(*health.leader.borrow())),
+    );
     let connected = proxies.iter().filter(|p| p.connected).count();
-    gauge("weft_connected_proxies", "Proxies that follow this replica.", connected as f64);
+    gauge(
+        "weft_connected_proxies",
+        "Proxies that follow this replica.",
+        connected as f64,
+    );
     let refusing = proxies.iter().filter(|p| !p.refused.is_empty()).count();
-    gauge("weft_refusing_proxies", "Proxies that refused something.", refusing as f64);
-    gauge("weft_pods_without_sidecar", "Pods that should have a sidecar and have none.", unmeshed as f64);
-    gauge("weft_issuer_not_after_seconds", "When the issuer ends, seconds since the epoch.", seconds(state.issuer.not_after()));
+    gauge(
+        "weft_refusing_proxies",
+        "Proxies that refused something.",
+        refusing as f64,
+    );
+    gauge(
+        "weft_pods_without_sidecar",
+        "Pods that should have a sidecar and have none.",
+        unmeshed as f64,
+    );
+    gauge(
+        "weft_issuer_not_after_seconds",
+        "When the issuer ends, seconds since the epoch.",
+        seconds(state.issuer.not_after()),
+    );
     out
 }

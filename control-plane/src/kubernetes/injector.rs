@@ -35,7 +35,9 @@ pub async fn keep_trusted(client: Client, state: Arc<State>, leader: watch::Rece
             tracing::warn!("the injector's certificate cannot be renewed now: {error:#}");
         }
         if let Err(error) = entrust(&client, &state).await {
-            tracing::warn!("the webhook's configuration cannot be brought up to date now: {error:#}");
+            tracing::warn!(
+                "the webhook's configuration cannot be brought up to date now: {error:#}"
+            );
         }
     }
 }
@@ -52,7 +54,10 @@ async fn certify(client: &Client, state: &State) -> anyhow::Result<()> {
         return Ok(());
     };
     let data = secret.data.unwrap_or_default();
-    let chain = data.get("tls.crt").map(|b| b.0.as_slice()).unwrap_or_default();
+    let chain = data
+        .get("tls.crt")
+        .map(|b| b.0.as_slice())
+        .unwrap_or_default();
     if !is_due(chain, &state.issuer.certificate_der()) {
         return Ok(());
     }
@@ -71,7 +76,9 @@ async fn certify(client: &Client, state: &State) -> anyhow::Result<()> {
 
 /// At half of its life, or where another issuer has signed it.
 fn is_due(chain_pem: &[u8], issuer_der: &[u8]) -> bool {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain_pem).flatten().collect();
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain_pem)
+        .flatten()
+        .collect();
     let [leaf, intermediate] = chain.as_slice() else {
         return true;
     };
@@ -90,13 +97,21 @@ async fn entrust(client: &Client, state: &State) -> anyhow::Result<()> {
     if let Some(found) = mutating.get_opt(NAME).await? {
         let hooks = found.webhooks.unwrap_or_default();
         let current = |hook: &MutatingWebhook| {
-            hook.client_config.ca_bundle.as_ref().is_some_and(|b| b.0 == state.issuer.roots_pem().as_bytes())
+            hook.client_config
+                .ca_bundle
+                .as_ref()
+                .is_some_and(|b| b.0 == state.issuer.roots_pem().as_bytes())
         };
         if !hooks.iter().all(current) {
-            let hooks: Vec<_> = hooks.iter().map(|h| json!({"name": h.name, "clientConfig": {"caBundle": bundle}})).collect();
+            let hooks: Vec<_> = hooks
+                .iter()
+                .map(|h| json!({"name": h.name, "clientConfig": {"caBundle": bundle}}))
+                .collect();
             // Merged by name: everything else stays as the installation wrote it.
             let patch = json!({"webhooks": hooks});
-            mutating.patch(NAME, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
+            mutating
+                .patch(NAME, &PatchParams::default(), &Patch::Strategic(&patch))
+                .await?;
             tracing::info!("the webhook's configuration has the current root");
         }
     }

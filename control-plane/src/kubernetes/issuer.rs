@@ -9,8 +9,8 @@ use futures_util::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::PostParams;
-use kube::runtime::watcher::{DefaultBackoff, watch_object};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{DefaultBackoff, watch_object};
 use kube::{Api, Client};
 use tokio::sync::watch;
 use weft_api::ROOT_NAMESPACE;
@@ -33,7 +33,8 @@ fn secrets(client: &Client) -> Api<Secret> {
 fn text(secret: &Secret, key: &str) -> anyhow::Result<String> {
     let name = secret.metadata.name.as_deref().unwrap_or_default();
     let value = secret.data.as_ref().and_then(|d| d.get(key));
-    let value = value.with_context(|| format!("the Secret {ROOT_NAMESPACE}/{name} has no {key}"))?;
+    let value =
+        value.with_context(|| format!("the Secret {ROOT_NAMESPACE}/{name} has no {key}"))?;
     Ok(String::from_utf8(value.0.clone())?)
 }
 
@@ -98,7 +99,10 @@ pub async fn renew(client: Client, state: Arc<State>, leader: watch::Receiver<bo
             Ok(()) => tracing::info!("the issuer was renewed"),
             Err(error) if !told => {
                 told = true;
-                let text = format!("The issuer ends at {:?} and cannot be renewed: {error:#}", state.issuer.not_after());
+                let text = format!(
+                    "The issuer ends at {:?} and cannot be renewed: {error:#}",
+                    state.issuer.not_after()
+                );
                 tracing::error!("{text}");
                 let about = events::reference("v1", "Secret", ROOT_NAMESPACE, ISSUER);
                 events::warn(&client, about, "IssuerNotRenewed", &text).await;
@@ -136,6 +140,8 @@ async fn renew_once(client: &Client, state: &State) -> anyhow::Result<()> {
     data.insert("tls.crt".to_owned(), ByteString(certificate.into_bytes()));
     data.insert("tls.key".to_owned(), ByteString(key.into_bytes()));
     // Its resource version goes along: of two writers one is refused.
-    secrets.replace(ISSUER, &PostParams::default(), &secret).await?;
+    secrets
+        .replace(ISSUER, &PostParams::default(), &secret)
+        .await?;
     Ok(())
 }

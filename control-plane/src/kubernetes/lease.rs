@@ -50,14 +50,20 @@ async fn attempt(api: &Api<Lease>, identity: &str) -> kube::Result<bool> {
     let now = Timestamp::now();
     let Some(mut lease) = api.get_opt(NAME).await? else {
         let lease = Lease {
-            metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(NAME.to_owned()),
+                ..ObjectMeta::default()
+            },
             spec: Some(spec(identity, now, None)),
         };
         return decided(api.create(&PostParams::default(), &lease).await);
     };
     let old = lease.spec.take().unwrap_or_default();
     let own = old.holder_identity.as_deref() == Some(identity);
-    let renewed = old.renew_time.as_ref().map_or(i64::MIN, |t| t.0.as_second());
+    let renewed = old
+        .renew_time
+        .as_ref()
+        .map_or(i64::MIN, |t| t.0.as_second());
     let life = i64::from(old.lease_duration_seconds.unwrap_or_default());
     if !own && old.holder_identity.is_some() && now.as_second() < renewed + life {
         return Ok(false);
@@ -83,7 +89,11 @@ fn spec(identity: &str, now: Timestamp, old: Option<&LeaseSpec>) -> LeaseSpec {
         lease_duration_seconds: Some(DURATION.as_secs() as i32),
         acquire_time: own.map_or(Some(MicroTime(now)), |o| o.acquire_time.clone()),
         renew_time: Some(MicroTime(now)),
-        lease_transitions: Some(if own.is_some() { changes } else { changes.saturating_add(1) }),
+        lease_transitions: Some(if own.is_some() {
+            changes
+        } else {
+            changes.saturating_add(1)
+        }),
         ..LeaseSpec::default()
     }
 }
@@ -100,7 +110,11 @@ impl Turns {
     pub fn new(state: Arc<State>, leader: watch::Receiver<bool>) -> Self {
         let mut changes = state.changes.subscribe();
         changes.mark_changed();
-        Self { state, changes, leader }
+        Self {
+            state,
+            changes,
+            leader,
+        }
     }
 
     /// The next turn.

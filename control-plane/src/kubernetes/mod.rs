@@ -55,9 +55,9 @@ pub struct KubernetesSettings {
 
 /// Runs until the process is told to stop.
 pub async fn run(settings: &Settings, own: KubernetesSettings) -> anyhow::Result<()> {
-    let client = Client::try_default()
-        .await
-        .context("the API server cannot be reached: does this run in a pod with a service account?")?;
+    let client = Client::try_default().await.context(
+        "the API server cannot be reached: does this run in a pod with a service account?",
+    )?;
     let issuer = issuer::open(&client, settings.leaf_lifetime).await?;
     let state = State::new(settings, issuer);
     let leader = lease::campaign(client.clone(), own.pod.clone());
@@ -66,11 +66,30 @@ pub async fn run(settings: &Settings, own: KubernetesSettings) -> anyhow::Result
     tokio::spawn(issuer::follow(client.clone(), state.clone()));
     tokio::spawn(issuer::renew(client.clone(), state.clone(), leader.clone()));
     tokio::spawn(status::write(client.clone(), state.clone(), leader.clone()));
-    tokio::spawn(trust_bundle::write(client.clone(), state.clone(), leader.clone()));
-    tokio::spawn(injector::keep_trusted(client.clone(), state.clone(), leader.clone()));
-    tokio::spawn(unmeshed::reconcile(client.clone(), state.clone(), leader, own.evict_unmeshed));
+    tokio::spawn(trust_bundle::write(
+        client.clone(),
+        state.clone(),
+        leader.clone(),
+    ));
+    tokio::spawn(injector::keep_trusted(
+        client.clone(),
+        state.clone(),
+        leader.clone(),
+    ));
+    tokio::spawn(unmeshed::reconcile(
+        client.clone(),
+        state.clone(),
+        leader,
+        own.evict_unmeshed,
+    ));
     // Half of a cluster would be served as if it were all.
     let _ = state.ready.subscribe().wait_for(|ready| *ready).await;
     let tokens = TokenReviewer::Kubernetes(client);
-    serve(Arc::clone(&state), tokens, settings.listen, Operators::Loopback(own.operators)).await
+    serve(
+        Arc::clone(&state),
+        tokens,
+        settings.listen,
+        Operators::Loopback(own.operators),
+    )
+    .await
 }

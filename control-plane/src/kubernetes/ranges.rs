@@ -54,7 +54,9 @@ fn stream<K>(client: &Client) -> BoxStream<'static, Result<Event<K>>>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    watcher(Api::<K>::all(client.clone()), Config::default()).default_backoff().boxed()
+    watcher(Api::<K>::all(client.clone()), Config::default())
+        .default_backoff()
+        .boxed()
 }
 
 fn take<K: Resource>(known: &mut Ranges, event: Result<Event<K>>, of: impl Fn(&K) -> Vec<String>) {

@@ -61,15 +61,23 @@ fn wanted(state: &State, key: &ObjectKey, written: &Written) -> Option<Value> {
     let dated = |conditions: &[Condition], before: &Value| dated(conditions, before, generation);
     let new = match key.kind.as_str() {
         "XMesh" => {
-            let mine = object.pointer("/spec/controllerName").and_then(Value::as_str) == Some(CONTROLLER_NAME);
+            let mine = object
+                .pointer("/spec/controllerName")
+                .and_then(Value::as_str)
+                == Some(CONTROLLER_NAME);
             if !mine {
                 return None;
             }
             let features: Vec<Value> = FEATURES.iter().map(|name| json!({"name": name})).collect();
-            let conditions = dated(&[accepted(None)], old.get("conditions").unwrap_or(&Value::Null));
+            let conditions = dated(
+                &[accepted(None)],
+                old.get("conditions").unwrap_or(&Value::Null),
+            );
             json!({"conditions": conditions, "supportedFeatures": features})
         }
-        "HTTPRoute" | "GRPCRoute" => json!({"parents": route_parents(state, key, written, &old, &dated)}),
+        "HTTPRoute" | "GRPCRoute" => {
+            json!({"parents": route_parents(state, key, written, &old, &dated)})
+        }
         "ReferenceGrant" => return None,
         _ => {
             let found = state.index().conditions(key);
@@ -87,7 +95,12 @@ fn accepted(refused: Option<&str>) -> Condition {
     Condition {
         r#type: "Accepted".to_owned(),
         status: refused.is_none(),
-        reason: if refused.is_none() { "Accepted" } else { "UnsupportedValue" }.to_owned(),
+        reason: if refused.is_none() {
+            "Accepted"
+        } else {
+            "UnsupportedValue"
+        }
+        .to_owned(),
         message: match refused {
             None => String::new(),
             Some(why) => format!("{why}; what was said before stays in force"),
@@ -98,12 +111,28 @@ fn accepted(refused: Option<&str>) -> Condition {
 type Dated<'a> = dyn Fn(&[Condition], &Value) -> Value + 'a;
 
 /// Other controllers' entries as they are, then one for each Service.
-fn route_parents(state: &State, key: &ObjectKey, written: &Written, old: &Value, dated: &Dated<'_>) -> Vec<Value> {
-    let list = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
+fn route_parents(
+    state: &State,
+    key: &ObjectKey,
+    written: &Written,
+    old: &Value,
+    dated: &Dated<'_>,
+) -> Vec<Value> {
+    let list = |value: &Value, pointer: &str| {
+        value
+            .pointer(pointer)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default()
+    };
     let entries = list(old, "/parents");
-    let mine = |entry: &Value| entry.get("controllerName").and_then(Value::as_str) == Some(CONTROLLER_NAME);
+    let mine = |entry: &Value| {
+        entry.get("controllerName").and_then(Value::as_str) == Some(CONTROLLER_NAME)
+    };
     let mut parents: Vec<Value> = entries.iter().filter(|e| !mine(e)).cloned().collect();
-    let services = list(&written.object.data, "/spec/parentRefs").into_iter().filter(is_service);
+    let services = list(&written.object.data, "/spec/parentRefs")
+        .into_iter()
+        .filter(is_service);
     let found = state.index().parent_conditions(key);
     for (index, parent) in services.enumerate() {
         let conditions = match &written.refused {
@@ -113,8 +142,13 @@ fn route_parents(state: &State, key: &ObjectKey, written: &Written, old: &Value,
         if conditions.is_empty() {
             continue;
         }
-        let before = entries.iter().find(|e| mine(e) && e.get("parentRef") == Some(&parent));
-        let before = before.and_then(|e| e.get("conditions")).cloned().unwrap_or(Value::Null);
+        let before = entries
+            .iter()
+            .find(|e| mine(e) && e.get("parentRef") == Some(&parent));
+        let before = before
+            .and_then(|e| e.get("conditions"))
+            .cloned()
+            .unwrap_or(Value::Null);
         let conditions = dated(&conditions, &before);
         parents.push(json!({"parentRef": parent, "controllerName": CONTROLLER_NAME, "conditions": conditions}));
     }
@@ -126,7 +160,9 @@ fn dated(conditions: &[Condition], before: &Value, generation: i64) -> Value {
     let before = before.as_array().cloned().unwrap_or_default();
     let one = |c: &Condition| {
         let status = if c.status { "True" } else { "False" };
-        let old = before.iter().find(|o| o.get("type").and_then(Value::as_str) == Some(&c.r#type));
+        let old = before
+            .iter()
+            .find(|o| o.get("type").and_then(Value::as_str) == Some(&c.r#type));
         let same = old.filter(|o| o.get("status").and_then(Value::as_str) == Some(status));
         let since = same.and_then(|o| o.get("lastTransitionTime")).cloned();
         let now = || json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
@@ -142,7 +178,12 @@ fn dated(conditions: &[Condition], before: &Value, generation: i64) -> Value {
     conditions.iter().map(one).collect()
 }
 
-async fn patch(client: &Client, key: &ObjectKey, written: &Written, status: Value) -> kube::Result<()> {
+async fn patch(
+    client: &Client,
+    key: &ObjectKey,
+    written: &Written,
+    status: Value,
+) -> kube::Result<()> {
     let Some(resource) = resource(&key.kind) else {
         return Ok(());
     };
@@ -157,7 +198,9 @@ async fn patch(client: &Client, key: &ObjectKey, written: &Written, status: Valu
         "status": status,
     });
     let force = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch_status(&key.name, &force, &Patch::Apply(&body)).await.map(|_| ())
+    api.patch_status(&key.name, &force, &Patch::Apply(&body))
+        .await
+        .map(|_| ())
 }
 
 #[cfg(test)]

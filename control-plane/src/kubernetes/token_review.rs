@@ -18,13 +18,17 @@ pub async fn review(client: &Client, token: &str) -> Result<TokenSubject, String
     let api: Api<TokenReview> = Api::all(client.clone());
     let answer = api.create(&PostParams::default(), &asked).await;
     let answer = answer.map_err(|e| format!("the token cannot be checked now: {e}"))?;
-    let status = answer.status.ok_or("the API server did not judge the token")?;
+    let status = answer
+        .status
+        .ok_or("the API server did not judge the token")?;
     if status.authenticated != Some(true) {
         let why = status.error.unwrap_or_else(|| "it is not valid".to_owned());
         return Err(format!("the service-account token is refused: {why}"));
     }
     if !status.audiences.iter().flatten().any(|a| a == AUDIENCE) {
-        return Err(format!("the service-account token is for another audience than {AUDIENCE:?}"));
+        return Err(format!(
+            "the service-account token is for another audience than {AUDIENCE:?}"
+        ));
     }
     let user = status.user.unwrap_or_default();
     let name = user.username.unwrap_or_default();
@@ -33,7 +37,10 @@ pub async fn review(client: &Client, token: &str) -> Result<TokenSubject, String
         .and_then(|rest| rest.split_once(':'))
         .ok_or_else(|| format!("{name:?} is not a service account"))?;
     let bound = |field: &str| {
-        let extra = user.extra.as_ref()?.get(&format!("authentication.kubernetes.io/{field}"))?;
+        let extra = user
+            .extra
+            .as_ref()?
+            .get(&format!("authentication.kubernetes.io/{field}"))?;
         extra.first().cloned()
     };
     let unbound = "the service-account token is not bound to a pod: use a projected one";

@@ -48,7 +48,9 @@ pub async fn write(client: Client, state: Arc<State>, leader: watch::Receiver<bo
                 Ok(()) => {
                     there.insert(namespace, roots.clone());
                 }
-                Err(error) => tracing::warn!(namespace, %error, "the trust bundle cannot be written now"),
+                Err(error) => {
+                    tracing::warn!(namespace, %error, "the trust bundle cannot be written now")
+                }
             }
         }
     }
@@ -59,7 +61,10 @@ async fn list(client: &Client) -> kube::Result<BTreeMap<String, String>> {
     let named = ListParams::default().fields(&format!("metadata.name={NAME}"));
     let found = api.list(&named).await?;
     let entry = |map: ConfigMap| {
-        let roots = map.data.and_then(|mut d| d.remove("ca.crt")).unwrap_or_default();
+        let roots = map
+            .data
+            .and_then(|mut d| d.remove("ca.crt"))
+            .unwrap_or_default();
         Some((map.metadata.namespace?, roots))
     };
     Ok(found.items.into_iter().filter_map(entry).collect())
@@ -73,5 +78,7 @@ async fn apply(client: &Client, namespace: &str, roots: &str) -> kube::Result<()
         "data": {"ca.crt": roots},
     });
     let force = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch(NAME, &force, &Patch::Apply(&wanted)).await.map(|_| ())
+    api.patch(NAME, &force, &Patch::Apply(&wanted))
+        .await
+        .map(|_| ())
 }

@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::EvictParams;
 use kube::{Api, Client};
-use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 
 use super::events;
@@ -14,7 +14,12 @@ use super::lease::Turns;
 use crate::State;
 
 /// Tells of them, and evicts them where that was asked for, until the process ends.
-pub async fn reconcile(client: Client, state: Arc<State>, leader: watch::Receiver<bool>, evict: bool) {
+pub async fn reconcile(
+    client: Client,
+    state: Arc<State>,
+    leader: watch::Receiver<bool>,
+    evict: bool,
+) {
     let mut turns = Turns::new(state.clone(), leader);
     let mut told: HashSet<String> = HashSet::new();
     loop {
@@ -25,7 +30,11 @@ pub async fn reconcile(client: Client, state: Arc<State>, leader: watch::Receive
             if told.insert(pod.uid.clone()) {
                 let text = "This pod should have a sidecar and has none: it was made before its namespace joined the mesh, or while the injector was away. Delete it, so that its replacement gets one.";
                 let about = events::reference("v1", "Pod", &pod.namespace, &pod.name);
-                tracing::warn!(namespace = pod.namespace, pod = pod.name, "a pod should have a sidecar and has none");
+                tracing::warn!(
+                    namespace = pod.namespace,
+                    pod = pod.name,
+                    "a pod should have a sidecar and has none"
+                );
                 events::warn(&client, about, "SidecarMissing", text).await;
             }
             if evict {

@@ -25,10 +25,30 @@ use crate::State;
 pub const CUSTOM: [(&str, &str, &str, &str); 6] = [
     ("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
     ("gateway.networking.k8s.io", "v1", "GRPCRoute", "grpcroutes"),
-    ("gateway.networking.k8s.io", "v1", "ReferenceGrant", "referencegrants"),
-    ("gateway.networking.x-k8s.io", "v1alpha1", "XMesh", "xmeshes"),
-    ("weft.dev", "v1alpha1", "AuthorizationPolicy", "authorizationpolicies"),
-    ("weft.dev", "v1alpha1", "AuthenticationPolicy", "authenticationpolicies"),
+    (
+        "gateway.networking.k8s.io",
+        "v1",
+        "ReferenceGrant",
+        "referencegrants",
+    ),
+    (
+        "gateway.networking.x-k8s.io",
+        "v1alpha1",
+        "XMesh",
+        "xmeshes",
+    ),
+    (
+        "weft.dev",
+        "v1alpha1",
+        "AuthorizationPolicy",
+        "authorizationpolicies",
+    ),
+    (
+        "weft.dev",
+        "v1alpha1",
+        "AuthenticationPolicy",
+        "authenticationpolicies",
+    ),
 ];
 /// Kubernetes' own kinds that the index is made from.
 const OWN: [&str; 4] = ["Service", "EndpointSlice", "Pod", "Namespace"];
@@ -84,12 +104,21 @@ pub async fn follow(client: Client, state: Arc<State>) {
     spawn_typed(&client, &feed, "Pod", convert::pod);
     let namespaces: Api<PartialObjectMeta<core::Namespace>> = Api::all(client.clone());
     let namespaces = watch(namespaces, all.clone());
-    tokio::spawn(pump("Namespace", namespaces.default_backoff().boxed(), feed.clone(), namespace));
+    tokio::spawn(pump(
+        "Namespace",
+        namespaces.default_backoff().boxed(),
+        feed.clone(),
+        namespace,
+    ));
     for (_, _, kind, _) in CUSTOM {
-        let Some(resource) = resource(kind) else { continue };
+        let Some(resource) = resource(kind) else {
+            continue;
+        };
         let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
         let stream = watch(api, all.clone()).default_backoff().boxed();
-        tokio::spawn(pump(kind, stream, feed.clone(), move |object| custom(kind, object)));
+        tokio::spawn(pump(kind, stream, feed.clone(), move |object| {
+            custom(kind, object)
+        }));
     }
     tokio::spawn(super::ranges::follow_ranges(client, state.clone()));
     let mut known = Known::default();
@@ -111,10 +140,16 @@ where
     K: Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let api: Api<K> = Api::all(client.clone());
-    let stream = watch(api, watcher::Config::default()).default_backoff().boxed();
+    let stream = watch(api, watcher::Config::default())
+        .default_backoff()
+        .boxed();
     let read = move |object: K| {
         let object = read(&object);
-        Read { key: object.key(), object: Some(object), written: None }
+        Read {
+            key: object.key(),
+            object: Some(object),
+            written: None,
+        }
     };
     tokio::spawn(pump(kind, stream, feed.clone(), read));
 }
@@ -149,7 +184,10 @@ async fn pump<K>(
                     if std::mem::replace(&mut missing, true) {
                         continue;
                     }
-                    tracing::warn!(kind, "the cluster does not have this kind: apply its CustomResourceDefinition; `meshctl install` does");
+                    tracing::warn!(
+                        kind,
+                        "the cluster does not have this kind: apply its CustomResourceDefinition; `meshctl install` does"
+                    );
                     Said::All(Vec::new())
                 } else {
                     tracing::warn!(kind, %error, "the API server is away; what it said stays in force");
@@ -165,7 +203,9 @@ async fn pump<K>(
 
 /// Whether the kind itself is not there, rather than the API server.
 fn is_missing(error: &watcher::Error) -> bool {
-    let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) = error else {
+    let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) =
+        error
+    else {
         return false;
     };
     matches!(error, kube::Error::Api(status) if status.code == 404)
@@ -178,8 +218,15 @@ fn namespace(namespace: PartialObjectMeta<core::Namespace>) -> Read {
         labels: namespace.metadata.labels.unwrap_or_default(),
         ..Metadata::default()
     };
-    let object = Object::Namespace(weft_api::Namespace { api_version: String::new(), metadata });
-    Read { key: object.key(), object: Some(object), written: None }
+    let object = Object::Namespace(weft_api::Namespace {
+        api_version: String::new(),
+        metadata,
+    });
+    Read {
+        key: object.key(),
+        object: Some(object),
+        written: None,
+    }
 }
 
 /// Read strictly; what cannot be used is told in the object's status.
@@ -189,30 +236,59 @@ fn custom(kind: &'static str, object: DynamicObject) -> Read {
         namespace: object.metadata.namespace.clone().unwrap_or_default(),
         name: object.metadata.name.clone().unwrap_or_default(),
     };
-    let written = |refused| Some(Written { object: Arc::new(object.clone()), refused });
+    let written = |refused| {
+        Some(Written {
+            object: Arc::new(object.clone()),
+            refused,
+        })
+    };
     if kind == "XMesh" {
-        return Read { key, object: None, written: written(None) };
+        return Read {
+            key,
+            object: None,
+            written: written(None),
+        };
     }
     let mut document = serde_json::to_value(&object).unwrap_or_default();
-    if let Some(metadata) = document.pointer_mut("/metadata").and_then(Value::as_object_mut) {
-        metadata.retain(|field, _| ["name", "namespace", "creationTimestamp"].contains(&field.as_str()));
+    if let Some(metadata) = document
+        .pointer_mut("/metadata")
+        .and_then(Value::as_object_mut)
+    {
+        metadata.retain(|field, _| {
+            ["name", "namespace", "creationTimestamp"].contains(&field.as_str())
+        });
     }
     if kind.ends_with("Route") && !keep_services(&mut document) {
         // A route of gateways only is somebody else's.
-        return Read { key, object: None, written: None };
+        return Read {
+            key,
+            object: None,
+            written: None,
+        };
     }
     match parse_object(document) {
-        Ok(parsed) => Read { key, object: Some(parsed), written: written(None) },
+        Ok(parsed) => Read {
+            key,
+            object: Some(parsed),
+            written: written(None),
+        },
         Err(problems) => {
             let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            Read { key, object: None, written: written(Some(told.join("; "))) }
+            Read {
+                key,
+                object: None,
+                written: written(Some(told.join("; "))),
+            }
         }
     }
 }
 
 /// Leaves the parents that are Services; `false`: there is none.
 fn keep_services(route: &mut Value) -> bool {
-    let Some(parents) = route.pointer_mut("/spec/parentRefs").and_then(Value::as_array_mut) else {
+    let Some(parents) = route
+        .pointer_mut("/spec/parentRefs")
+        .and_then(Value::as_array_mut)
+    else {
         return false;
     };
     parents.retain(is_service);
@@ -279,13 +355,16 @@ impl Known {
         if !kinds.all(|kind| self.keys.contains_key(kind)) {
             return;
         }
-        if self.written_changed {
-            self.written_changed = false;
+        let written_changed = std::mem::take(&mut self.written_changed);
+        if written_changed {
             state.written.send_replace(Arc::new(self.written.clone()));
         }
-        if state.index().change(std::mem::take(&mut self.changes)) {
+        let changed = state.index().change(std::mem::take(&mut self.changes));
+        if changed || written_changed {
             state.changes.send_modify(|n| *n += 1);
         }
-        state.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+        state
+            .ready
+            .send_if_modified(|ready| !std::mem::replace(ready, true));
     }
 }

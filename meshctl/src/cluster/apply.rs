@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use anyhow::Context;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
-use kube::discovery::{ApiCapabilities, Scope, pinned_kind};
 use kube::core::GroupVersionKind;
+use kube::discovery::{ApiCapabilities, Scope, pinned_kind};
 use kube::{Api, Client};
 use serde_json::Value;
 
@@ -19,7 +19,10 @@ pub struct Objects {
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// An API server's own words, without what surrounds them.
@@ -32,13 +35,20 @@ pub fn plain(error: kube::Error) -> anyhow::Error {
 
 /// Kind and name, for people.
 pub fn describe(object: &Value) -> String {
-    format!("{} {}", text(object, "/kind"), text(object, "/metadata/name"))
+    format!(
+        "{} {}",
+        text(object, "/kind"),
+        text(object, "/metadata/name")
+    )
 }
 
 impl Objects {
     /// Of a cluster.
     pub fn new(client: Client) -> Self {
-        Self { client, kinds: HashMap::new() }
+        Self {
+            client,
+            kinds: HashMap::new(),
+        }
     }
 
     async fn api(&mut self, object: &Value) -> anyhow::Result<Api<DynamicObject>> {
@@ -47,13 +57,18 @@ impl Objects {
         let kind = GroupVersionKind::gvk(group, version, text(object, "/kind"));
         if !self.kinds.contains_key(&kind) {
             let found = pinned_kind(&self.client, &kind).await;
-            let found = found.with_context(|| format!("the cluster does not know {}", describe(object)))?;
+            let found =
+                found.with_context(|| format!("the cluster does not know {}", describe(object)))?;
             self.kinds.insert(kind.clone(), found);
         }
         let (resource, capabilities) = self.kinds.get(&kind).context("no such kind")?;
         Ok(match capabilities.scope {
             Scope::Cluster => Api::all_with(self.client.clone(), resource),
-            Scope::Namespaced => Api::namespaced_with(self.client.clone(), text(object, "/metadata/namespace"), resource),
+            Scope::Namespaced => Api::namespaced_with(
+                self.client.clone(),
+                text(object, "/metadata/namespace"),
+                resource,
+            ),
         })
     }
 
@@ -61,8 +76,17 @@ impl Objects {
     pub async fn apply(&mut self, object: &Value) -> anyhow::Result<()> {
         let force = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.api(object).await?;
-        let applied = api.patch(text(object, "/metadata/name"), &force, &Patch::Apply(object)).await;
-        applied.map(|_| ()).map_err(plain).with_context(|| format!("{} cannot be applied", describe(object)))
+        let applied = api
+            .patch(
+                text(object, "/metadata/name"),
+                &force,
+                &Patch::Apply(object),
+            )
+            .await;
+        applied
+            .map(|_| ())
+            .map_err(plain)
+            .with_context(|| format!("{} cannot be applied", describe(object)))
     }
 
     /// Deletes an object; `false`: there was none.
@@ -70,10 +94,15 @@ impl Objects {
         let Ok(api) = self.api(object).await else {
             return Ok(false);
         };
-        match api.delete(text(object, "/metadata/name"), &DeleteParams::background()).await {
+        match api
+            .delete(text(object, "/metadata/name"), &DeleteParams::background())
+            .await
+        {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-            Err(error) => Err(plain(error)).with_context(|| format!("{} cannot be deleted", describe(object))),
+            Err(error) => {
+                Err(plain(error)).with_context(|| format!("{} cannot be deleted", describe(object)))
+            }
         }
     }
 }

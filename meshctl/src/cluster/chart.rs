@@ -32,13 +32,19 @@ impl Values {
         for file in files {
             let path = file.as_ref();
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            let more: Value = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
+            let more: Value =
+                serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
             merge(&mut values, &more, "")?;
         }
         for pair in set {
-            let (name, value) = pair.split_once('=').with_context(|| format!("--set {pair}: write NAME=VALUE"))?;
-            let scalar: Value = serde_saphyr::from_str(value).unwrap_or_else(|_| Value::from(value));
-            let more = name.rsplit('.').fold(scalar, |inner, key| Value::Object(Map::from_iter([(key.to_owned(), inner)])));
+            let (name, value) = pair
+                .split_once('=')
+                .with_context(|| format!("--set {pair}: write NAME=VALUE"))?;
+            let scalar: Value =
+                serde_saphyr::from_str(value).unwrap_or_else(|_| Value::from(value));
+            let more = name.rsplit('.').fold(scalar, |inner, key| {
+                Value::Object(Map::from_iter([(key.to_owned(), inner)]))
+            });
             merge(&mut values, &more, "")?;
         }
         Ok(Self(values))
@@ -52,7 +58,9 @@ impl Values {
 
     /// Sets a value.
     pub fn set(&mut self, name: &str, value: Value) -> anyhow::Result<()> {
-        let more = name.rsplit('.').fold(value, |inner, key| Value::Object(Map::from_iter([(key.to_owned(), inner)])));
+        let more = name.rsplit('.').fold(value, |inner, key| {
+            Value::Object(Map::from_iter([(key.to_owned(), inner)]))
+        });
         merge(&mut self.0, &more, "")
     }
 
@@ -89,7 +97,11 @@ fn merge(into: &mut Value, from: &Value, at: &str) -> anyhow::Result<()> {
     // Resources are Kubernetes' own, not the chart's.
     let free = at.ends_with("resources");
     for (key, value) in more {
-        let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        let at = if at.is_empty() {
+            key.clone()
+        } else {
+            format!("{at}.{key}")
+        };
         match map.get_mut(key) {
             Some(old) => merge(old, value, &at)?,
             None if free || at.contains(".resources.") => {
@@ -97,7 +109,10 @@ fn merge(into: &mut Value, from: &Value, at: &str) -> anyhow::Result<()> {
             }
             None => {
                 let known: Vec<&str> = map.keys().map(String::as_str).collect();
-                bail!("the chart has no value {at}; here it has {}", known.join(", "));
+                bail!(
+                    "the chart has no value {at}; here it has {}",
+                    known.join(", ")
+                );
             }
         }
     }
@@ -106,7 +121,9 @@ fn merge(into: &mut Value, from: &Value, at: &str) -> anyhow::Result<()> {
 
 fn lookup<'a>(values: &'a Value, name: &str) -> anyhow::Result<&'a Value> {
     let pointer = format!("/{}", name.replace('.', "/"));
-    values.pointer(&pointer).with_context(|| format!("the chart has no value {name}"))
+    values
+        .pointer(&pointer)
+        .with_context(|| format!("the chart has no value {name}"))
 }
 
 fn plain(value: &Value) -> String {
@@ -145,13 +162,19 @@ fn render(template: &str, values: &Value) -> anyhow::Result<String> {
     let mut out = String::new();
     let mut conditions: Vec<bool> = Vec::new();
     for line in template.lines() {
-        let directive = line.trim().strip_prefix("{{-").and_then(|l| l.strip_suffix("}}")).map(str::trim);
+        let directive = line
+            .trim()
+            .strip_prefix("{{-")
+            .and_then(|l| l.strip_suffix("}}"))
+            .map(str::trim);
         match directive {
             Some("end") => {
                 conditions.pop().context("an end without an if")?;
             }
             Some(condition) => {
-                let name = condition.strip_prefix("if .Values.").with_context(|| format!("not understood: {line}"))?;
+                let name = condition
+                    .strip_prefix("if .Values.")
+                    .with_context(|| format!("not understood: {line}"))?;
                 conditions.push(is_true(lookup(values, name)?));
             }
             None if conditions.iter().all(|c| *c) => {
@@ -171,10 +194,15 @@ fn substitute(line: &str, values: &Value) -> anyhow::Result<String> {
     let mut out = String::new();
     let mut rest = line;
     while let Some((before, after)) = rest.split_once("{{") {
-        let (inside, after) = after.split_once("}}").with_context(|| format!("not understood: {line}"))?;
+        let (inside, after) = after
+            .split_once("}}")
+            .with_context(|| format!("not understood: {line}"))?;
         let mut parts = inside.split('|').map(str::trim);
         let name = parts.next().and_then(|n| n.strip_prefix(".Values."));
-        let value = lookup(values, name.with_context(|| format!("not understood: {line}"))?)?;
+        let value = lookup(
+            values,
+            name.with_context(|| format!("not understood: {line}"))?,
+        )?;
         let text = match parts.next() {
             None => plain(value),
             Some("quote") => Value::from(plain(value)).to_string(),
@@ -194,13 +222,23 @@ mod tests {
     use super::*;
 
     fn kinds(values: &Values) -> Vec<String> {
-        let name = |o: &Value| format!("{}/{}", o["kind"].as_str().unwrap_or("?"), o["metadata"]["name"].as_str().unwrap_or("?"));
+        let name = |o: &Value| {
+            format!(
+                "{}/{}",
+                o["kind"].as_str().unwrap_or("?"),
+                o["metadata"]["name"].as_str().unwrap_or("?")
+            )
+        };
         values.render().expect("a chart").iter().map(name).collect()
     }
 
     #[test]
     fn the_chart_renders_and_what_is_chosen_is_in_it() {
-        let set = ["controlPlane.replicas=1", "controlPlane.otlpEndpoint=http://collector:4317", "proxy.resources.limits.cpu=1"];
+        let set = [
+            "controlPlane.replicas=1",
+            "controlPlane.otlpEndpoint=http://collector:4317",
+            "proxy.resources.limits.cpu=1",
+        ];
         let values = Values::new(&[] as &[&str], &set.map(str::to_owned)).expect("values");
         assert!(kinds(&values).contains(&"Deployment/weft-control-plane".to_owned()));
         let text = serde_json::to_string(&values.render().expect("a chart")).expect("JSON");
@@ -213,13 +251,23 @@ mod tests {
     fn a_value_that_the_chart_does_not_have_is_refused() {
         let wrong = Values::new(&[] as &[&str], &["controlPlane.replica=1".to_owned()]);
         let text = wrong.err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(text.contains("no value controlPlane.replica") && text.contains("replicas"), "{text}");
+        assert!(
+            text.contains("no value controlPlane.replica") && text.contains("replicas"),
+            "{text}"
+        );
     }
 
     #[test]
     fn the_injector_understands_its_settings() {
-        let objects = Values::new(&[] as &[&str], &[]).expect("values").render().expect("a chart");
-        let settings = objects.iter().find_map(|o| o.pointer("/data/injector.json")?.as_str()).expect("settings");
-        serde_json::from_str::<weft_injector::InjectorSettings>(settings).expect("the injector's settings");
+        let objects = Values::new(&[] as &[&str], &[])
+            .expect("values")
+            .render()
+            .expect("a chart");
+        let settings = objects
+            .iter()
+            .find_map(|o| o.pointer("/data/injector.json")?.as_str())
+            .expect("settings");
+        serde_json::from_str::<weft_injector::InjectorSettings>(settings)
+            .expect("the injector's settings");
     }
 }

@@ -23,37 +23,66 @@ pub async fn connect(
     port: u16,
 ) -> anyhow::Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let mut forwarder = api
-        .portforward(pod, &[port])
-        .await
-        .with_context(|| format!("the pod {namespace}/{pod} cannot be reached (permission pods/portforward is needed)"))?;
-    forwarder.take_stream(port).context("the API server gave no stream")
+    let mut forwarder = api.portforward(pod, &[port]).await.with_context(|| {
+        format!(
+            "the pod {namespace}/{pod} cannot be reached (permission pods/portforward is needed)"
+        )
+    })?;
+    forwarder
+        .take_stream(port)
+        .context("the API server gave no stream")
 }
 
 /// The running replicas of the control plane.
 pub async fn control_planes(client: &Client) -> anyhow::Result<Vec<String>> {
     let api: Api<Pod> = Api::namespaced(client.clone(), ROOT_NAMESPACE);
     let labelled = ListParams::default().labels("app.kubernetes.io/name=weft-control-plane");
-    let pods = api.list(&labelled).await.context("the control plane's pods cannot be listed")?;
+    let pods = api
+        .list(&labelled)
+        .await
+        .context("the control plane's pods cannot be listed")?;
     let ready = |pod: &Pod| {
-        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        let conditions = pod
+            .status
+            .iter()
+            .flat_map(|s| s.conditions.iter().flatten());
         pod.metadata.deletion_timestamp.is_none()
-            && conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+            && conditions
+                .into_iter()
+                .any(|c| c.type_ == "Ready" && c.status == "True")
     };
-    let names: Vec<String> = pods.items.iter().filter(|p| ready(p)).filter_map(|p| p.metadata.name.clone()).collect();
+    let names: Vec<String> = pods
+        .items
+        .iter()
+        .filter(|p| ready(p))
+        .filter_map(|p| p.metadata.name.clone())
+        .collect();
     if names.is_empty() {
-        bail!("no control plane is ready in {ROOT_NAMESPACE}: install one with `meshctl install`, or see `kubectl -n {ROOT_NAMESPACE} get pods`");
+        bail!(
+            "no control plane is ready in {ROOT_NAMESPACE}: install one with `meshctl install`, or see `kubectl -n {ROOT_NAMESPACE} get pods`"
+        );
     }
     Ok(names)
 }
 
 /// What a sidecar answers.
-pub async fn ask_sidecar(client: &Client, namespace: &str, pod: &str, path: &str) -> anyhow::Result<String> {
+pub async fn ask_sidecar(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    path: &str,
+) -> anyhow::Result<String> {
     let stream = connect(client, namespace, pod, ADMIN).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = hyper::Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await.context("the sidecar does not answer")?;
+    let request = hyper::Request::get(path)
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())?;
+    let response = sender
+        .send_request(request)
+        .await
+        .context("the sidecar does not answer")?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     let text = String::from_utf8_lossy(&body).into_owned();
@@ -71,14 +100,30 @@ pub async fn find_pod(client: &Client, namespace: &str, name: &str) -> anyhow::R
     };
     let pods = api.list(&ListParams::default()).await?;
     let of = |pod: &Pod| {
-        let hash = pod.metadata.labels.as_ref()?.get("pod-template-hash")?.clone();
-        let owner = pod.metadata.owner_references.as_ref()?.first()?.name.clone();
+        let hash = pod
+            .metadata
+            .labels
+            .as_ref()?
+            .get("pod-template-hash")?
+            .clone();
+        let owner = pod
+            .metadata
+            .owner_references
+            .as_ref()?
+            .first()?
+            .name
+            .clone();
         owner.strip_suffix(&format!("-{hash}")).map(str::to_owned)
     };
     let running = |pod: &&Pod| {
-        pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+        pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
+            && pod.metadata.deletion_timestamp.is_none()
     };
-    let found = pods.items.iter().filter(running).find(|p| of(p).as_deref() == Some(deployment));
+    let found = pods
+        .items
+        .iter()
+        .filter(running)
+        .find(|p| of(p).as_deref() == Some(deployment));
     found
         .and_then(|p| p.metadata.name.clone())
         .with_context(|| format!("no pod of the Deployment {namespace}/{deployment} is running"))

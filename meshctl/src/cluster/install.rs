@@ -58,7 +58,8 @@ async fn run(args: &InstallArgs, upgrade: bool) -> anyhow::Result<ExitCode> {
     let mut objects = Objects::new(client.clone());
     objects.apply(&namespace()).await?;
     progress.step("the certificate authority");
-    let trust_domain = ensure_issuer(&client, args.ca.as_deref(), &values.text("trustDomain")?).await?;
+    let trust_domain =
+        ensure_issuer(&client, args.ca.as_deref(), &values.text("trustDomain")?).await?;
     values.set("trustDomain", Value::from(trust_domain.as_str()))?;
     progress.step("kinds");
     for crd in crds()? {
@@ -76,11 +77,19 @@ async fn run(args: &InstallArgs, upgrade: bool) -> anyhow::Result<ExitCode> {
     wait_webhook(&client, &progress).await?;
     progress.done();
     let took = start.elapsed().as_secs_f64();
-    println!("{} Weft {} is ready after {took:.1} s (trust domain {trust_domain})", green("done:"), env!("CARGO_PKG_VERSION"));
+    println!(
+        "{} Weft {} is ready after {took:.1} s (trust domain {trust_domain})",
+        green("done:"),
+        env!("CARGO_PKG_VERSION")
+    );
     if !has_gateway_api(&client).await {
-        println!("routes need the Gateway API's kinds, which this cluster does not have yet: https://gateway-api.sigs.k8s.io/guides/getting-started");
+        println!(
+            "routes need the Gateway API's kinds, which this cluster does not have yet: https://gateway-api.sigs.k8s.io/guides/getting-started"
+        );
     }
-    println!("next: kubectl label namespace NAME weft.dev/injection=enabled, then restart what runs there; meshctl check");
+    println!(
+        "next: kubectl label namespace NAME weft.dev/injection=enabled, then restart what runs there; meshctl check"
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -115,10 +124,21 @@ fn namespace() -> Value {
 }
 
 async fn check_version(client: &Client) -> anyhow::Result<u32> {
-    let version = client.apiserver_version().await.context("the API server does not answer")?;
-    let minor = version.minor.trim_end_matches('+').parse().unwrap_or(u32::MAX);
+    let version = client
+        .apiserver_version()
+        .await
+        .context("the API server does not answer")?;
+    let minor = version
+        .minor
+        .trim_end_matches('+')
+        .parse()
+        .unwrap_or(u32::MAX);
     if minor < OLDEST {
-        bail!("Kubernetes {}.{} is too old: 1.{OLDEST} is needed", version.major, version.minor);
+        bail!(
+            "Kubernetes {}.{} is too old: 1.{OLDEST} is needed",
+            version.major,
+            version.minor
+        );
     }
     Ok(minor)
 }
@@ -136,7 +156,11 @@ fn suit_version(values: &mut Values, minor: u32) -> anyhow::Result<()> {
 
 /// Leaves an issuer as it is, takes the one that is given, or makes one.
 /// Returns its trust domain.
-async fn ensure_issuer(client: &Client, ca: Option<&Path>, trust_domain: &str) -> anyhow::Result<TrustDomain> {
+async fn ensure_issuer(
+    client: &Client,
+    ca: Option<&Path>,
+    trust_domain: &str,
+) -> anyhow::Result<TrustDomain> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), ROOT_NAMESPACE);
     if let Some(secret) = secrets.get_opt("weft-issuer").await? {
         if ca.is_some() {
@@ -144,7 +168,9 @@ async fn ensure_issuer(client: &Client, ca: Option<&Path>, trust_domain: &str) -
         }
         let data = secret.data.unwrap_or_default();
         let text = |key: &str| {
-            let value = data.get(key).with_context(|| format!("the Secret weft-issuer has no {key}"))?;
+            let value = data
+                .get(key)
+                .with_context(|| format!("the Secret weft-issuer has no {key}"))?;
             anyhow::Ok(String::from_utf8(value.0.clone())?)
         };
         let authority = Authority::from_pem(&text("tls.crt")?, &text("tls.key")?)?;
@@ -154,7 +180,8 @@ async fn ensure_issuer(client: &Client, ca: Option<&Path>, trust_domain: &str) -
         Some(folder) => {
             let read = |name: &str| {
                 let path = folder.join(name);
-                std::fs::read_to_string(&path).with_context(|| format!("{} (made by `meshctl ca init`)", path.display()))
+                std::fs::read_to_string(&path)
+                    .with_context(|| format!("{} (made by `meshctl ca init`)", path.display()))
             };
             (read("tls.crt")?, read("tls.key")?, read("ca.crt")?, None)
         }
@@ -167,17 +194,29 @@ async fn ensure_issuer(client: &Client, ca: Option<&Path>, trust_domain: &str) -
     let authority = Authority::from_pem(&certificate, &key)?;
     if let Some(root_key) = root_key {
         let data = [("tls.crt", roots.clone()), ("tls.key", root_key)];
-        secrets.create(&PostParams::default(), &secret("weft-root", &data)).await?;
+        secrets
+            .create(&PostParams::default(), &secret("weft-root", &data))
+            .await?;
     }
-    let data = [("tls.crt", certificate), ("tls.key", key), ("ca.crt", roots)];
-    secrets.create(&PostParams::default(), &secret("weft-issuer", &data)).await?;
+    let data = [
+        ("tls.crt", certificate),
+        ("tls.key", key),
+        ("ca.crt", roots),
+    ];
+    secrets
+        .create(&PostParams::default(), &secret("weft-issuer", &data))
+        .await?;
     Ok(authority.trust_domain().clone())
 }
 
 fn secret(name: &str, data: &[(&str, String)]) -> Secret {
-    let entry = |(key, value): &(&str, String)| ((*key).to_owned(), ByteString(value.clone().into_bytes()));
+    let entry =
+        |(key, value): &(&str, String)| ((*key).to_owned(), ByteString(value.clone().into_bytes()));
     Secret {
-        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        },
         data: Some(data.iter().map(entry).collect()),
         ..Secret::default()
     }
@@ -194,7 +233,9 @@ where
             return Ok(answer);
         }
         if start.elapsed() > WAIT {
-            bail!("{what} did not get ready within {WAIT:?}: see `kubectl -n {ROOT_NAMESPACE} get pods,events`");
+            bail!(
+                "{what} did not get ready within {WAIT:?}: see `kubectl -n {ROOT_NAMESPACE} get pods,events`"
+            );
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -203,11 +244,17 @@ where
 async fn wait_established(client: &Client) -> anyhow::Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     for crd in crds()? {
-        let name = crd.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        let name = crd
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         until(name, || async {
             let found = api.get(name).await?;
             let conditions = found.status.and_then(|s| s.conditions).unwrap_or_default();
-            Ok(conditions.iter().any(|c| c.type_ == "Established" && c.status == "True").then_some(()))
+            Ok(conditions
+                .iter()
+                .any(|c| c.type_ == "Established" && c.status == "True")
+                .then_some(()))
         })
         .await?;
     }
@@ -235,14 +282,20 @@ async fn wait_webhook(client: &Client, progress: &Progress) -> anyhow::Result<()
     let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     until("weft-injector", || async {
         let hooks = api.get("weft-injector").await?.webhooks.unwrap_or_default();
-        Ok(hooks.iter().all(|h| h.client_config.ca_bundle.is_some()).then_some(()))
+        Ok(hooks
+            .iter()
+            .all(|h| h.client_config.ca_bundle.is_some())
+            .then_some(()))
     })
     .await
 }
 
 async fn has_gateway_api(client: &Client) -> bool {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    matches!(api.get_opt("httproutes.gateway.networking.k8s.io").await, Ok(Some(_)))
+    matches!(
+        api.get_opt("httproutes.gateway.networking.k8s.io").await,
+        Ok(Some(_))
+    )
 }
 
 /// Takes the mesh away. Pods keep their sidecars until they are restarted.
@@ -250,12 +303,21 @@ pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<ExitCode> {
     block_on(async {
         let client = client(&args.cluster).await?;
         let pods: Api<Pod> = Api::all(client.clone());
-        let meshed = pods.list(&ListParams::default().labels(&format!("{LABEL_INJECTED}=true"))).await?.items;
+        let meshed = pods
+            .list(&ListParams::default().labels(&format!("{LABEL_INJECTED}=true")))
+            .await?
+            .items;
         if !meshed.is_empty() && !args.force {
             let names: Vec<String> = meshed
                 .iter()
                 .take(5)
-                .map(|p| format!("{}/{}", p.metadata.namespace.as_deref().unwrap_or_default(), p.metadata.name.as_deref().unwrap_or_default()))
+                .map(|p| {
+                    format!(
+                        "{}/{}",
+                        p.metadata.namespace.as_deref().unwrap_or_default(),
+                        p.metadata.name.as_deref().unwrap_or_default()
+                    )
+                })
                 .collect();
             bail!(
                 "{} pods have a sidecar, {} among them: remove the label weft.dev/injection from their namespaces and restart them first, or give --force",
@@ -266,7 +328,11 @@ pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<ExitCode> {
         let progress = Progress::new();
         let mut objects = Objects::new(client.clone());
         // The webhook first: without its injector it would stop pods from being made.
-        let mut all = Values::new(&[] as &[&Path], &["controlPlane.evictUnmeshed=true".to_owned()])?.render()?;
+        let mut all = Values::new(
+            &[] as &[&Path],
+            &["controlPlane.evictUnmeshed=true".to_owned()],
+        )?
+        .render()?;
         all.reverse();
         if args.crds {
             all.extend(crds()?);
@@ -277,18 +343,32 @@ pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<ExitCode> {
             objects.delete(object).await?;
         }
         let bundles: Api<ConfigMap> = Api::all(client.clone());
-        for bundle in bundles.list(&ListParams::default().fields("metadata.name=weft-trust-bundle")).await?.items {
-            let (Some(namespace), Some(name)) = (bundle.metadata.namespace, bundle.metadata.name) else { continue };
+        for bundle in bundles
+            .list(&ListParams::default().fields("metadata.name=weft-trust-bundle"))
+            .await?
+            .items
+        {
+            let (Some(namespace), Some(name)) = (bundle.metadata.namespace, bundle.metadata.name)
+            else {
+                continue;
+            };
             if namespace == ROOT_NAMESPACE {
                 continue;
             }
             let api: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
-            api.delete(&name, &DeleteParams::default()).await.map(|_| ()).or_else(gone)?;
+            api.delete(&name, &DeleteParams::default())
+                .await
+                .map(|_| ())
+                .or_else(gone)?;
         }
         progress.step("the namespace weft-system");
         let namespaces: Api<Namespace> = Api::all(client.clone());
         until("the end of weft-system", || async {
-            Ok(namespaces.get_opt(ROOT_NAMESPACE).await?.is_none().then_some(()))
+            Ok(namespaces
+                .get_opt(ROOT_NAMESPACE)
+                .await?
+                .is_none()
+                .then_some(()))
         })
         .await?;
         progress.done();

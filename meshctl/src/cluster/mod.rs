@@ -18,15 +18,21 @@ pub async fn client(args: &ClusterArgs) -> anyhow::Result<Client> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let kubeconfig = match &args.kubeconfig {
         Some(path) => Kubeconfig::read_from(path).with_context(|| path.display().to_string())?,
-        None => Kubeconfig::read().context("no kubeconfig is found: set KUBECONFIG, or give --kubeconfig")?,
+        None => Kubeconfig::read()
+            .context("no kubeconfig is found: set KUBECONFIG, or give --kubeconfig")?,
     };
-    let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+    let options = KubeConfigOptions {
+        context: args.context.clone(),
+        ..KubeConfigOptions::default()
+    };
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
     Ok(Client::try_from(config)?)
 }
 
 /// Runs something that talks to a cluster.
 pub fn block_on<T>(talk: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(talk)
 }

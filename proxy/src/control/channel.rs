@@ -27,7 +27,8 @@ pub async fn connect(
                 let tcp = TcpStream::connect(&address).await?;
                 tcp.set_nodelay(true)?;
                 // Whom it must prove to be is an identity, not this.
-                tls.connect(ServerName::from(tcp.peer_addr()?.ip()), tcp).await
+                tls.connect(ServerName::from(tcp.peer_addr()?.ip()), tcp)
+                    .await
             };
             // A control plane that accepts and then says nothing is away too.
             let stream = tokio::time::timeout(CONNECT, connecting).await??;
