@@ -1,18 +1,23 @@
 # Thin: what each target does is in the script or program it calls.
-.PHONY: demo test lint bench cluster cluster-down
+.PHONY: build demo test lint bench images cluster cluster-down conformance
 
-demo:            ## builds, starts the example shop, shows it, cleans up
+build:           ## builds every program into target/release
+	@deploy/build.sh
+
+demo: build      ## builds, starts the example shop, shows it, cleans up
 	@examples/setup.sh demo
-	@cargo build --release --quiet
 	@target/release/demo
 
-test:            ## installs what the tests need and runs every test
+test: build      ## installs what the tests need and runs every test, on this machine and on Kubernetes
 	@tests/setup.sh
-	@cargo build --release
-	@cargo test --workspace
+	@cargo test --workspace --exclude weft-kubernetes-tests
+	@tests/kubernetes/run.sh all
 
 lint:            ## formatting, clippy with warnings as errors, cargo-deny
 	@tests/lint.sh
+
+images: build    ## packs the programs into container images, target/images/*.tar
+	@deploy/images.sh
 
 cluster:         ## starts Kubernetes clusters (CLUSTERS=1 NODES=1), says how to use kubectl on them
 	@tests/kind/cluster.sh up
@@ -20,7 +25,10 @@ cluster:         ## starts Kubernetes clusters (CLUSTERS=1 NODES=1), says how to
 cluster-down:    ## ends them
 	@tests/kind/cluster.sh down
 
-bench:           ## measures Weft beside Envoy, HAProxy and nginx
+conformance: build ## runs the Gateway API conformance suite in a cluster of its own; keeps the report in docs/conformance
+	@tests/setup.sh
+	@tests/kubernetes/run.sh conformance-alone
+
+bench: build     ## measures Weft beside Envoy, HAProxy and nginx
 	@bench/setup.sh
-	@cargo build --release --quiet
 	@target/release/weft-bench

@@ -11,4 +11,6 @@ mkdir -p target/images
 pack() { deploy/image.py "target/images/$1.tar" "docker.io/weft/$1:$version" --user "$2" --entrypoint "/$3" "${@:4}"; }
 pack control-plane 65532 weft-control-plane "$programs/weft-control-plane=/weft-control-plane"
 pack injector 65532 weft-injector "$programs/weft-injector=/weft-injector"
+pack cni 0 weft-cni-agent "$programs/weft-cni-agent=/weft-cni-agent" "$programs/weft-cni=/weft-cni"
 pack proxy 1337 weft-proxy "$programs/weft-proxy=/weft-proxy" "$programs/weft-init=/weft-init"
+pack shop 65532 usr/local/bin/shop "$programs/shop=/usr/local/bin/shop"

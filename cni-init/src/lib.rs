@@ -1,11 +1,13 @@
 //! Redirect rules: lead every TCP connection and DNS question of a pod into
-//! its proxy. As a library, and as the binary `weft-init`.
+//! its proxy. As a library, as the program `weft-init`, and as the CNI plugin
+//! `weft-cni`.
 //!
 //! The rules of a family are set in one `iptables-restore` transaction, may be
 //! set again at any time, and are read back afterwards.
 
 mod apply;
 mod nft;
+pub mod plugin;
 mod rules;
 
 pub use apply::{CaptureError, apply, enter_network_namespace, remove, verify};

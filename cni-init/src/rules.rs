@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::{ADMIN_PORT, DNS_PORT, INBOUND_PORT, OUTBOUND_PORT, PROXY_UID, SELF_CALL_SOURCE};
 
@@ -128,7 +129,7 @@ impl Rule {
 }
 
 /// What is led into the proxy, and what is left alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureRules {
     /// The proxy's user.
     pub proxy_uid: u32,

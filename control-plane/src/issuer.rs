@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use rustls::ServerConfig;
 use weft_identity::{
-    ALPN_GRPC, Authority, AuthorityError, LeafRequest, SpiffeId, Svid, TrustBundle,
+    ALPN_GRPC, Authority, AuthorityError, LeafRequest, SpiffeId, Svid, TrustBundle, fingerprint,
     new_key_and_csr, server_config_optional_client,
 };
 
@@ -180,7 +180,8 @@ pub fn take(state: &State, material: Material) {
     match state.issuer.refresh(material) {
         Ok(false) => {}
         Ok(true) => {
-            state.index().set_roots(state.issuer.roots_der());
+            let issuer = fingerprint(&state.issuer.certificate_der());
+            state.index().set_issuer(state.issuer.roots_der(), issuer);
             state.changes.send_modify(|n| *n += 1);
         }
         Err(error) => tracing::error!("the issuer stays as it was: {error:#}"),

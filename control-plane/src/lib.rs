@@ -118,6 +118,7 @@ impl State {
         let index = Index::new(index::MeshSettings {
             trust_domain: issuer.trust_domain(),
             roots_der: issuer.roots_der(),
+            issuer: weft_identity::fingerprint(&issuer.certificate_der()),
             cidrs: ranges.collect(),
             otlp_endpoint: settings.otlp_endpoint.clone(),
             trace_sampling: settings.trace_sampling,

@@ -14,7 +14,7 @@ mod verify;
 
 pub use authority::{Authority, AuthorityError, LeafRequest, Root, new_root};
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
-pub use svid::{Svid, SvidError, certificate_dates, new_key_and_csr, new_signing_key};
+pub use svid::{Svid, SvidError, certificate_dates, fingerprint, new_key_and_csr, new_signing_key};
 pub use tls::{
     ALPN_GRPC, ALPN_HTTP, ALPN_TCP, PeerRule, TlsError, client_config, peer_identity,
     server_config, server_config_optional_client,

@@ -59,6 +59,15 @@ impl Svid {
         PrivatePkcs8KeyDer::from(self.key_der.clone()).into()
     }
 
+    /// Fingerprint of the certificate that signed the leaf; empty: it is not
+    /// in the chain.
+    pub fn issuer(&self) -> String {
+        self.chain
+            .get(1)
+            .map(|c| fingerprint(c))
+            .unwrap_or_default()
+    }
+
     /// When to ask for the next one: at half of its life. `notBefore` is
     /// backdated, so life is counted from `issued`.
     pub fn renew_at(&self, issued: SystemTime) -> SystemTime {
@@ -121,6 +130,13 @@ pub fn new_key_and_csr() -> Result<(Vec<u8>, Vec<u8>), SvidError> {
 pub fn new_signing_key() -> Result<(String, String), SvidError> {
     let key = KeyPair::generate().map_err(|e| SvidError::Key(e.to_string()))?;
     Ok((key.serialize_pem(), key.public_key_pem()))
+}
+
+/// A short name of a certificate, DER: the first half of its SHA-256, in hex.
+pub fn fingerprint(der: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
+    let bytes = digest.as_ref().iter().take(16);
+    bytes.map(|b| format!("{b:02x}")).collect()
 }
 
 /// Start and end of a certificate's validity.

@@ -70,6 +70,8 @@ pub fn proxy_container(
     let mut env = vec![
         json!({"name": "POD_NAME", "valueFrom": field("metadata.name")}),
         json!({"name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace")}),
+        // Nothing of the application starts unredirected.
+        json!({"name": "WEFT_REQUIRE_CAPTURE", "valueFrom": field("status.podIP")}),
     ];
     if !probes.is_empty() {
         env.push(

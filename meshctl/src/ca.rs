@@ -12,6 +12,7 @@ use weft_identity::{Root, TrustDomain, certificate_dates, new_root};
 use weft_proto::ProxiesRequest;
 
 use crate::cli::{CaCommand, Format, MeshArgs};
+use crate::cluster::rotate::rotate;
 use crate::operator::ask;
 use crate::output::{print, table};
 
@@ -27,6 +28,7 @@ pub fn run(command: CaCommand) -> anyhow::Result<ExitCode> {
             init(&folder, &trust_domain, root.as_deref(), days, output)?;
         }
         CaCommand::Show(mesh) => show(&mesh)?,
+        CaCommand::Rotate(args) => return rotate(&args),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,20 +9,33 @@ use weft_identity::certificate_dates;
 use weft_proto::{ProxiesRequest, ProxiesResponse, ProxyState, StatusRequest, StatusResponse};
 
 use crate::cli::MeshArgs;
-use crate::operator::ask_all;
+use crate::cluster::check::check_cluster;
+use crate::cluster::{block_on, client};
+use crate::operator::{Mesh, ask_all};
 use crate::output::{green, print, red, yellow};
 
+/// Something that is well, or is not.
 #[derive(Serialize)]
-struct Finding {
-    level: &'static str,
-    about: String,
-    text: String,
+pub struct Finding {
+    pub level: &'static str,
+    pub about: String,
+    pub text: String,
 }
 
 /// An issuer ought to be renewed this long before its end.
 const ISSUER_DAYS: u64 = 30;
 
 pub fn run(args: &MeshArgs) -> anyhow::Result<ExitCode> {
+    let mut findings = Vec::new();
+    if let Mesh::Cluster(cluster) = Mesh::find(args) {
+        block_on(async { check_cluster(&client(&cluster).await?, &mut findings).await })?;
+        if findings
+            .iter()
+            .any(|f| f.level == "error" && f.about == "control plane")
+        {
+            return tell(args, &findings);
+        }
+    }
     let answers = ask_all(args, |mut operator| async move {
         let proxies = operator.proxies(ProxiesRequest {}).await?.into_inner();
         let status = operator.status(StatusRequest {}).await?.into_inner();
@@ -31,10 +44,13 @@ pub fn run(args: &MeshArgs) -> anyhow::Result<ExitCode> {
     let Some((proxies, status)) = answers.into_iter().reduce(together) else {
         bail!("no control plane answered");
     };
-    let mut findings = Vec::new();
     check_issuer(&proxies, &mut findings)?;
     check_proxies(&proxies, &mut findings);
     check_objects(&status, &mut findings);
+    tell(args, &findings)
+}
+
+fn tell(args: &MeshArgs, findings: &[Finding]) -> anyhow::Result<ExitCode> {
     print(args.output, &findings, || {
         let line = |f: &Finding| {
             let mark = match f.level {

@@ -11,7 +11,7 @@ use clap_complete::Shell;
 /// anything is wrong, `authz explain` with 3 if the call would be denied,
 /// `local exec` with the command's own code.
 #[derive(Parser)]
-#[command(name = "meshctl", version, propagate_version = true)]
+#[command(name = "meshctl", version)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -36,17 +36,25 @@ pub enum Command {
     Stat(StatArgs),
     /// Who calls whom, and the identities that were proved
     Edges(StatArgs),
+    /// Requests of a workload as they end
+    Tap(TapArgs),
+    /// Traffic of each workload, as it changes
+    Top(TopArgs),
     /// What a sidecar runs with
     #[command(subcommand)]
     Proxy(ProxyCommand),
     /// Looks for what is wrong, or soon will be
     Check(MeshArgs),
+    /// Looks for mistakes in manifests, or in a cluster
+    Analyze(AnalyzeArgs),
     /// The certificate authority
     #[command(subcommand)]
     Ca(CaCommand),
     /// Authorization
     #[command(subcommand)]
     Authz(AuthzCommand),
+    /// Versions of this program, the control plane and the sidecars
+    Version(MeshArgs),
     /// Prints a completion script for a shell
     Completion { shell: Shell },
 }
@@ -123,6 +131,18 @@ pub struct UninstallArgs {
     /// The mesh's kinds too, and with them every policy
     #[arg(long)]
     pub crds: bool,
+}
+
+#[derive(Args, Clone)]
+pub struct RotateArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Issuer made with `meshctl ca init`; a new root and issuer are made if absent
+    #[arg(long, value_name = "FOLDER")]
+    pub ca: Option<PathBuf>,
+    /// Seconds to wait at each step for proxies to follow
+    #[arg(long, default_value_t = 300)]
+    pub timeout: u64,
 }
 
 #[derive(Args, Clone)]
@@ -260,6 +280,8 @@ pub enum ProxyCommand {
     Config(ProxyArgs),
     /// A sidecar's metrics, as Prometheus reads them
     Metrics(ProxyArgs),
+    /// What a sidecar wrote
+    Logs(ProxyArgs),
 }
 
 #[derive(Args)]
@@ -271,6 +293,71 @@ pub struct ProxyArgs {
     pub namespace: String,
     /// Pod, or deploy/NAME
     pub pod: String,
+}
+
+/// Seen from a pod.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Direction {
+    /// To it.
+    Inbound,
+    /// From it.
+    Outbound,
+}
+
+#[derive(Args)]
+pub struct TapArgs {
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// Namespace of the pod
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// Pod, or deploy/NAME
+    pub pod: String,
+    /// Only requests to the pod, or from it
+    #[arg(long, value_enum)]
+    pub direction: Option<Direction>,
+    /// Only this method
+    #[arg(long)]
+    pub method: Option<String>,
+    /// Only paths that start so
+    #[arg(long)]
+    pub path: Option<String>,
+    /// Only this status, or its class: 503, 5xx
+    #[arg(long)]
+    pub status: Option<String>,
+    /// Only this workload or service at the other side: NAME or NAMESPACE/NAME
+    #[arg(long)]
+    pub peer: Option<String>,
+    /// End after so many
+    #[arg(long, value_name = "N")]
+    pub max: Option<u64>,
+}
+
+#[derive(Args)]
+pub struct AnalyzeArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Manifests, or folders of them, instead of a cluster; `-` reads standard input
+    #[arg(short, long = "filename", value_name = "PATH", num_args = 1..)]
+    pub filename: Vec<PathBuf>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Format,
+}
+
+#[derive(Args)]
+pub struct TopArgs {
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// Only this namespace
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Over the last seconds
+    #[arg(long, default_value_t = 10)]
+    pub window: u32,
+    /// End after so many looks
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
 }
 
 #[derive(Subcommand)]
@@ -295,6 +382,8 @@ pub enum CaCommand {
     },
     /// Shows the authority of a mesh and when its certificates end
     Show(MeshArgs),
+    /// Gives a cluster's mesh another root and issuer; nothing restarts, nothing is lost
+    Rotate(RotateArgs),
 }
 
 #[derive(Subcommand)]

@@ -78,7 +78,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 /// What the chart would tell the injector.
-fn settings(values: &[std::path::PathBuf], set: &[String]) -> anyhow::Result<InjectorSettings> {
+pub fn settings(values: &[std::path::PathBuf], set: &[String]) -> anyhow::Result<InjectorSettings> {
     let objects = Values::new(values, set)?.render()?;
     let text = objects
         .iter()

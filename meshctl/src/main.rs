@@ -1,5 +1,6 @@
 //! `meshctl`: the operator's tool.
 
+mod analyze;
 mod authz;
 mod ca;
 mod check;
@@ -11,6 +12,8 @@ mod local;
 mod operator;
 mod output;
 mod proxy;
+mod tap;
+mod version;
 
 use std::process::ExitCode;
 
@@ -44,6 +47,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Edges(args) => edges::edges(&args),
         Command::Check(args) => check::run(&args),
         Command::Authz(command) => authz::run(command),
+        Command::Analyze(args) => analyze::run(&args),
+        Command::Tap(args) => tap::tap(&args),
+        Command::Top(args) => tap::top(&args),
+        Command::Version(args) => version::run(&args),
         Command::Completion { shell } => {
             use clap::CommandFactory;
             clap_complete::generate(

@@ -13,7 +13,7 @@ use weft_api::ROOT_NAMESPACE;
 use weft_local::MeshPaths;
 use weft_proto::operator_client::OperatorClient;
 
-use crate::cli::MeshArgs;
+use crate::cli::{ClusterArgs, MeshArgs};
 use crate::cluster::{block_on, client, forward};
 
 /// A control plane that does not answer within this time is taken for lost.
@@ -26,24 +26,21 @@ pub enum Mesh {
     /// On this machine, by its name.
     Local(String),
     /// In a cluster.
-    Cluster(Client),
+    Cluster(ClusterArgs),
 }
 
 impl Mesh {
     /// The one that was meant.
-    pub async fn find(args: &MeshArgs) -> anyhow::Result<Self> {
+    pub fn find(args: &MeshArgs) -> Self {
         let usual = "weft";
         let said = args.cluster.kubeconfig.is_some() || args.cluster.context.is_some();
-        if let Some(name) = &args.name {
-            return Ok(Self::Local(name.clone()));
+        match &args.name {
+            Some(name) => Self::Local(name.clone()),
+            None if !said && MeshPaths::new(usual).operator_socket().exists() => {
+                Self::Local(usual.to_owned())
+            }
+            None => Self::Cluster(args.cluster.clone()),
         }
-        if !said && MeshPaths::new(usual).operator_socket().exists() {
-            return Ok(Self::Local(usual.to_owned()));
-        }
-        let client = client(&args.cluster).await;
-        client
-            .map(Self::Cluster)
-            .context("no mesh named weft is up on this machine, and no cluster can be asked")
     }
 }
 
@@ -54,9 +51,10 @@ pub fn ask_all<T, F: Future<Output = anyhow::Result<T>>>(
 ) -> anyhow::Result<Vec<T>> {
     block_on(async {
         let mut answers = Vec::new();
-        match Mesh::find(args).await? {
+        match Mesh::find(args) {
             Mesh::Local(name) => answers.push(talk(local(&name).await?).await?),
-            Mesh::Cluster(client) => {
+            Mesh::Cluster(cluster) => {
+                let client = client(&cluster).await?;
                 for pod in forward::control_planes(&client).await? {
                     let operator = in_cluster(&client, &pod).await;
                     let operator = operator.with_context(|| format!("the control plane {pod}"))?;
@@ -74,9 +72,10 @@ pub fn ask<T, F: Future<Output = anyhow::Result<T>>>(
     talk: impl FnOnce(OperatorClient<Channel>) -> F,
 ) -> anyhow::Result<T> {
     block_on(async {
-        let operator = match Mesh::find(args).await? {
+        let operator = match Mesh::find(args) {
             Mesh::Local(name) => local(&name).await?,
-            Mesh::Cluster(client) => {
+            Mesh::Cluster(cluster) => {
+                let client = client(&cluster).await?;
                 let pods = forward::control_planes(&client).await?;
                 let pod = pods.first().context("no control plane")?;
                 in_cluster(&client, pod).await?
@@ -100,7 +99,7 @@ async fn local(mesh: &str) -> anyhow::Result<OperatorClient<Channel>> {
 }
 
 /// One connection is enough for one conversation: it is not made again.
-async fn in_cluster(client: &Client, pod: &str) -> anyhow::Result<OperatorClient<Channel>> {
+pub async fn in_cluster(client: &Client, pod: &str) -> anyhow::Result<OperatorClient<Channel>> {
     let stream = forward::connect(client, ROOT_NAMESPACE, pod, forward::OPERATORS).await?;
     let mut stream = Some(stream);
     let connector = service_fn(move |_: Uri| {

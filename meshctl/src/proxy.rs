@@ -10,7 +10,7 @@ use weft_local::MeshPaths;
 use weft_local::client::pods;
 
 use crate::cli::{Format, ProxyArgs, ProxyCommand};
-use crate::cluster::{block_on, forward};
+use crate::cluster::{block_on, client, forward};
 use crate::local::{enter_pod, find_pod};
 use crate::operator::Mesh;
 
@@ -21,6 +21,7 @@ pub fn run(command: ProxyCommand) -> anyhow::Result<ExitCode> {
     let (args, path) = match &command {
         ProxyCommand::Config(args) => (args, "/config"),
         ProxyCommand::Metrics(args) => (args, "/metrics"),
+        ProxyCommand::Logs(args) => return logs(args),
     };
     let body = ask(args, path)?;
     match (&command, args.mesh.output) {
@@ -32,17 +33,38 @@ pub fn run(command: ProxyCommand) -> anyhow::Result<ExitCode> {
             let value: serde_json::Value = serde_json::from_str(&body)?;
             println!("{}", serde_json::to_string_pretty(&value)?);
         }
-        (ProxyCommand::Metrics(_), _) => print!("{body}"),
+        (ProxyCommand::Metrics(_) | ProxyCommand::Logs(_), _) => print!("{body}"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
+fn logs(args: &ProxyArgs) -> anyhow::Result<ExitCode> {
+    match Mesh::find(&args.mesh) {
+        Mesh::Local(name) => bail!(
+            "use meshctl local logs --name {name} -c weft-proxy {}",
+            args.pod
+        ),
+        Mesh::Cluster(cluster) => block_on(async {
+            let client = client(&cluster).await?;
+            for pod in forward::find_pods(&client, &args.namespace, &args.pod).await? {
+                print!(
+                    "{}",
+                    forward::sidecar_log(&client, &args.namespace, &pod).await?
+                );
+            }
+            Ok(ExitCode::SUCCESS)
+        }),
+    }
+}
+
 fn ask(args: &ProxyArgs, path: &str) -> anyhow::Result<String> {
-    match block_on(Mesh::find(&args.mesh))? {
+    match Mesh::find(&args.mesh) {
         Mesh::Local(name) => ask_local(args, &name, path),
-        Mesh::Cluster(client) => block_on(async {
-            let pod = forward::find_pod(&client, &args.namespace, &args.pod).await?;
-            forward::ask_sidecar(&client, &args.namespace, &pod, path).await
+        Mesh::Cluster(cluster) => block_on(async {
+            let client = client(&cluster).await?;
+            let pods = forward::find_pods(&client, &args.namespace, &args.pod).await?;
+            let pod = pods.first().context("no pod")?;
+            forward::ask_sidecar(&client, &args.namespace, pod, path).await
         }),
     }
 }

@@ -4,23 +4,29 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::{Either, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 
 use crate::settings::Settings;
 use crate::shared::{Phase, Shared, unix};
 use crate::telemetry::prometheus::{put_edges, put_single};
+use crate::telemetry::tap::Filter;
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Either<Full<Bytes>, StreamBody<Lines>>>;
+/// The requests that somebody looks at, a line each.
+type Lines = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>;
 
 /// Serves the admin port until the process ends.
 pub async fn serve(shared: Arc<Shared>, settings: Arc<Settings>) -> io::Result<()> {
@@ -90,7 +96,7 @@ fn probed(made: Option<Result<(), String>>) -> Answer {
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
     answer
 }
@@ -107,10 +113,13 @@ fn answer(shared: &Shared, request: &Request<Incoming>, peer: SocketAddr) -> Ans
                 .insert(http::header::CONTENT_TYPE, kind);
             answer
         }
-        (_, "/config" | "/drain" | "/shutdown") if !peer.ip().to_canonical().is_loopback() => {
+        (_, "/config" | "/drain" | "/shutdown" | "/tap")
+            if !peer.ip().to_canonical().is_loopback() =>
+        {
             text(StatusCode::FORBIDDEN, "only from within the pod\n")
         }
         (&Method::GET, "/config") => text(StatusCode::OK, shared.describe().to_string()),
+        (&Method::GET, "/tap") => tap(shared, request.uri().query().unwrap_or_default()),
         (&Method::POST, "/drain") => {
             shared.advance(Phase::Draining);
             text(StatusCode::OK, "draining\n")
@@ -119,14 +128,26 @@ fn answer(shared: &Shared, request: &Request<Incoming>, peer: SocketAddr) -> Ans
             shared.advance(Phase::Leaving);
             text(StatusCode::OK, "draining, then ending\n")
         }
-        (_, "/live" | "/ready" | "/metrics" | "/config" | "/drain" | "/shutdown") => {
+        (_, "/live" | "/ready" | "/metrics" | "/config" | "/tap" | "/drain" | "/shutdown") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "another method is needed\n")
         }
         _ => text(
             StatusCode::NOT_FOUND,
-            "/ready /live /metrics /config /drain /shutdown\n",
+            "/ready /live /metrics /config /tap /drain /shutdown\n",
         ),
     }
+}
+
+fn tap(shared: &Shared, query: &str) -> Answer {
+    let filter = match Filter::parse(query) {
+        Ok(filter) => filter,
+        Err(why) => return text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+    };
+    let Some(lines) = shared.tap.watch(filter) else {
+        return text(StatusCode::TOO_MANY_REQUESTS, "too many look already\n");
+    };
+    let frames = ReceiverStream::new(lines).map(|line| Ok(Frame::data(Bytes::from(line))));
+    Response::new(Either::Right(StreamBody::new(Box::pin(frames))))
 }
 
 fn ready(shared: &Shared) -> Answer {
@@ -134,6 +155,8 @@ fn ready(shared: &Shared) -> Answer {
         "no certificate yet\n"
     } else if !shared.ready.load(Ordering::Acquire) {
         "no configuration yet\n"
+    } else if !shared.captured.load(Ordering::Acquire) {
+        "the pod's traffic is not redirected\n"
     } else {
         return text(StatusCode::OK, "ready\n");
     };

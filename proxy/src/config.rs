@@ -37,6 +37,8 @@ pub struct Mesh {
     pub otlp_endpoint: Option<String>,
     /// Part of new traces that are recorded.
     pub trace_sampling: f64,
+    /// Fingerprint of the issuer that signs now; empty: it was not told.
+    pub issuer: String,
 }
 
 impl Mesh {
@@ -56,6 +58,7 @@ impl Mesh {
             cidrs: mesh.cidrs.iter().map(cidr).collect::<Result<_, _>>()?,
             otlp_endpoint: Some(mesh.otlp_endpoint.clone()).filter(|e| !e.is_empty()),
             trace_sampling: mesh.trace_sampling.clamp(0.0, 1.0),
+            issuer: mesh.issuer.clone(),
         })
     }
 

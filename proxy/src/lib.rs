@@ -6,6 +6,7 @@
 mod accept;
 mod admin;
 mod buffers;
+mod capture;
 mod clock;
 mod config;
 mod control;
@@ -27,6 +28,7 @@ mod upstream;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use tokio::runtime::{Builder, LocalOptions};
@@ -65,6 +67,10 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         ));
         tokio::spawn(export(shared.clone(), span_queue));
         tokio::spawn(memory::give_back(shared.clone()));
+        match settings.require_capture {
+            Some(pod) => drop(tokio::spawn(capture::watch(shared.clone(), pod))),
+            None => shared.captured.store(true, Ordering::Release),
+        }
         let workers = start_workers(&shared, &settings)?;
         drain::wait_and_drain(shared, &settings).await;
         for worker in workers {

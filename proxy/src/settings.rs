@@ -34,6 +34,9 @@ pub struct Settings {
     /// Namespace of the pod
     #[arg(long, env = "POD_NAMESPACE")]
     pub namespace: String,
+    /// Not ready unless connections to this address, the pod's own, are redirected
+    #[arg(long, env = "WEFT_REQUIRE_CAPTURE", value_name = "IP")]
+    pub require_capture: Option<IpAddr>,
     /// Folder, in memory, that survives the container: key, certificate,
     /// configuration
     #[arg(long, env = "WEFT_CACHE")]

@@ -18,6 +18,7 @@ use weft_proto::{NameAnswer, names};
 
 use crate::config::{Destination, EndpointSlot, Inbound, Mesh};
 use crate::telemetry::Registry;
+use crate::telemetry::tap::Tap;
 use crate::telemetry::traces::SpanSender;
 
 /// How long a connection waits for the control plane to say where it leads.
@@ -145,10 +146,16 @@ pub struct Shared {
     wants: mpsc::UnboundedSender<Want>,
     /// All counters.
     pub registry: Registry,
+    /// Who looks at requests.
+    pub tap: Tap,
     /// Where spans go.
     pub spans: SpanSender,
     /// Own pod's configuration and identity are here.
     pub ready: AtomicBool,
+    /// The mesh's settings may have changed.
+    pub mesh_changed: Notify,
+    /// The redirect rules stand, as far as was asked.
+    pub captured: AtomicBool,
     /// Whether, and how far, the proxy drains.
     pub phase: watch::Sender<Phase>,
     /// Connections open, for draining.
@@ -176,6 +183,9 @@ impl Shared {
             registry: Registry::default(),
             spans,
             ready: AtomicBool::new(false),
+            captured: AtomicBool::new(false),
+            mesh_changed: Notify::new(),
+            tap: Tap::default(),
             phase: watch::Sender::new(Phase::Running),
             open_connections: AtomicU64::new(0),
             start: Instant::now(),

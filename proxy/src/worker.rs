@@ -14,7 +14,7 @@ use slab::Slab;
 use crate::clock;
 use crate::config::{Backend, Destination, Endpoint, Inbound};
 use crate::first::Speaker;
-use crate::http::h2::Connection;
+use crate::http::h2::{Connection, Dialect};
 use crate::shared::{Phase, Shared, Slot};
 use crate::telemetry::{Edge, EdgeKey, WorkerEdges};
 use crate::upstream::{Balancer, LocalEndpoint};
@@ -22,6 +22,10 @@ use crate::upstream::{Balancer, LocalEndpoint};
 /// Between asking callers to leave and taking no more requests: a round trip,
 /// amply.
 const GRACE: Duration = Duration::from_millis(500);
+/// A pause between requests: so many looks without one; and how many at most.
+const PAUSE: u32 = 3;
+const PAUSE_LOOK: Duration = Duration::from_millis(2);
+const PAUSE_LOOKS: u32 = 500;
 /// A destination that was not used for this long is let go.
 const LAPSE: Duration = Duration::from_secs(120);
 
@@ -207,14 +211,9 @@ impl Worker {
     pub async fn watch_draining(self: Rc<Self>) {
         let mut phase = self.shared.phase.subscribe();
         if phase.wait_for(|p| *p >= Phase::Draining).await.is_ok() {
-            let connections: Vec<_> = self
-                .served
-                .connections
-                .borrow()
-                .iter()
-                .map(|(_, c)| c.clone())
-                .collect();
-            leave(&connections).await;
+            for (_, connection) in self.served.connections.borrow().iter() {
+                tokio::task::spawn_local(leave(connection.clone()));
+            }
         }
     }
 
@@ -389,7 +388,7 @@ impl ServedConnections {
     pub fn register(&self, worker: &Rc<Worker>, connection: Rc<Connection>) -> ServedGuard {
         if worker.shared.is_draining() {
             let connection = connection.clone();
-            tokio::task::spawn_local(async move { leave(&[connection]).await });
+            tokio::task::spawn_local(leave(connection));
         }
         ServedGuard {
             worker: worker.clone(),
@@ -408,15 +407,26 @@ impl Drop for ServedGuard {
     }
 }
 
-/// Both phases of a shutdown (RFC 9113 section 6.8).
-async fn leave(connections: &[Rc<Connection>]) {
-    for connection in connections {
-        connection.announce_shutdown();
+/// Both phases of a shutdown (RFC 9113 section 6.8). The second follows as soon
+/// as the peer has answered the first, or after a while.
+///
+/// Many clients lose a request that they begin between the two, although it
+/// could be sent again: those that are not proxies of the mesh are told in a
+/// pause between requests, if there is one.
+async fn leave(connection: Rc<Connection>) {
+    if connection.dialect() == Dialect::Standard {
+        let mut quiet = 0;
+        for _ in 0..PAUSE_LOOKS {
+            quiet = if connection.is_quiet() { quiet + 1 } else { 0 };
+            if quiet == PAUSE {
+                break;
+            }
+            tokio::time::sleep(PAUSE_LOOK).await;
+        }
     }
+    connection.announce_shutdown();
     tokio::time::sleep(GRACE).await;
-    for connection in connections {
-        connection.shutdown();
-    }
+    connection.shutdown();
 }
 
 /// Connections between requests: they end when the proxy stops.

@@ -11,7 +11,7 @@ cd "$(dirname "$0")"
 clusters=${CLUSTERS:-1} nodes=${NODES:-1}
 
 own_engine=false
-docker info >/dev/null 2>&1 || own_engine=true
+if [ "${DOCKER_HOST:-}" = "$socket" ] || ! docker info >/dev/null 2>&1; then own_engine=true; fi
 
 prepare() {
     if $own_engine; then
@@ -41,7 +41,18 @@ configuration() {
     echo "apiVersion: kind.x-k8s.io/v1alpha4"
     echo "networking: {podSubnet: 10.$((10 + number)).0.0/16, serviceSubnet: 10.$((110 + number)).0.0/16, kubeProxyMode: nftables, disableDefaultCNI: $own_engine}"
     echo "nodes:"
-    echo "- {role: control-plane}"
+    cat <<EOF
+- role: control-plane
+  extraMounts: [{hostPath: $PWD/audit.yaml, containerPath: /etc/kubernetes/audit/policy.yaml, readOnly: true}]
+  kubeadmConfigPatches:
+  - |
+    kind: ClusterConfiguration
+    apiServer:
+      extraArgs: {audit-policy-file: /etc/kubernetes/audit/policy.yaml, audit-log-path: /var/log/kubernetes/audit.log}
+      extraVolumes:
+      - {name: audit-policy, hostPath: /etc/kubernetes/audit, mountPath: /etc/kubernetes/audit, readOnly: true}
+      - {name: audit-log, hostPath: /var/log/kubernetes, mountPath: /var/log/kubernetes, pathType: DirectoryOrCreate}
+EOF
     for node in $(seq 2 "$nodes"); do echo "- {role: worker}"; done
 }
 

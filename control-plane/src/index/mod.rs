@@ -29,6 +29,7 @@ use weft_proto::{Resource, names, resource::Body};
 pub struct MeshSettings {
     pub trust_domain: String,
     pub roots_der: Vec<Vec<u8>>,
+    pub issuer: String,
     pub cidrs: Vec<String>,
     pub otlp_endpoint: String,
     pub trace_sampling: f64,
@@ -169,10 +170,11 @@ impl Index {
         changed
     }
 
-    /// Other roots of trust.
-    pub fn set_roots(&mut self, roots_der: Vec<Vec<u8>>) {
-        if self.mesh.roots_der != roots_der {
+    /// Other roots of trust, or another issuer.
+    pub fn set_issuer(&mut self, roots_der: Vec<Vec<u8>>, issuer: String) {
+        if self.mesh.roots_der != roots_der || self.mesh.issuer != issuer {
             self.mesh.roots_der = roots_der;
+            self.mesh.issuer = issuer;
             self.generation += 1;
             self.touched.insert(Dependency::Mesh, self.generation);
         }
@@ -302,6 +304,7 @@ impl Index {
             cidrs: self.mesh.cidrs.clone(),
             otlp_endpoint: self.mesh.otlp_endpoint.clone(),
             trace_sampling: self.mesh.trace_sampling,
+            issuer: self.mesh.issuer.clone(),
         }
     }
 

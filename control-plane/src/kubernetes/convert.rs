@@ -4,12 +4,77 @@
 //! uses: what is not named here is left out, so that it costs no memory and a
 //! change of it no computation.
 
+use super::watch;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use weft_api as api;
+use weft_api::Problem;
 use weft_api::{ANNOTATION_INJECT, LABEL_DEPLOYMENT, LABEL_SERVICE_NAME, Metadata};
+
+/// Any object, as the index takes it. A workload stands for the pod of its
+/// template. `None`: the mesh does not read this kind.
+///
+/// An error says what of the mesh's own kinds and the Gateway API's cannot be used.
+pub fn read_object(written: &Value) -> Result<Option<api::Object>, Vec<Problem>> {
+    let kind = written
+        .get("kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    fn typed<K: DeserializeOwned>(written: &Value) -> Result<K, Vec<Problem>> {
+        K::deserialize(written).map_err(|e| {
+            vec![Problem {
+                path: String::new(),
+                text: e.to_string(),
+            }]
+        })
+    }
+    Ok(match kind {
+        "Service" => Some(service(&typed(written)?)),
+        "EndpointSlice" => Some(endpoint_slice(&typed(written)?)),
+        "Pod" => Some(pod(&typed(written)?)),
+        "Namespace" => {
+            let read: core::Namespace = typed(written)?;
+            let mut own = metadata(&read.metadata);
+            own.labels = read.metadata.labels.unwrap_or_default();
+            Some(api::Object::Namespace(api::Namespace {
+                api_version: String::new(),
+                metadata: own,
+            }))
+        }
+        "Deployment" | "StatefulSet" | "DaemonSet" => template(written)?,
+        _ => watch::custom_object(kind, written.clone())?,
+    })
+}
+
+fn template(written: &Value) -> Result<Option<api::Object>, Vec<Problem>> {
+    let Some(mut made) = written.pointer("/spec/template").cloned() else {
+        return Ok(None);
+    };
+    let name = written
+        .pointer("/metadata/name")
+        .cloned()
+        .unwrap_or_default();
+    let namespace = written
+        .pointer("/metadata/namespace")
+        .cloned()
+        .unwrap_or_default();
+    if let Some(metadata) = made.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("name".to_owned(), name);
+        metadata.insert("namespace".to_owned(), namespace);
+    }
+    let read = core::Pod::deserialize(&made).map_err(|e| {
+        vec![Problem {
+            path: "spec.template".to_owned(),
+            text: e.to_string(),
+        }]
+    })?;
+    Ok(Some(pod(&read)))
+}
 
 fn time(time: Option<&Time>) -> String {
     time.map(|t| t.0.to_string()).unwrap_or_default()

@@ -27,6 +27,7 @@ use crate::serve::{Operators, serve};
 use crate::token::TokenReviewer;
 use crate::{Settings, State};
 
+pub use convert::read_object;
 pub use watch::{Written, WrittenObjects};
 
 /// By this name the API server knows who wrote a field (server-side apply).

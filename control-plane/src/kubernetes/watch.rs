@@ -16,7 +16,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use weft_api::{Metadata, Object, ObjectKey, parse_object};
+use weft_api::{Metadata, Object, ObjectKey, Problem, parse_object};
 
 use super::convert;
 use crate::State;
@@ -249,28 +249,18 @@ fn custom(kind: &'static str, object: DynamicObject) -> Read {
             written: written(None),
         };
     }
-    let mut document = serde_json::to_value(&object).unwrap_or_default();
-    if let Some(metadata) = document
-        .pointer_mut("/metadata")
-        .and_then(Value::as_object_mut)
-    {
-        metadata.retain(|field, _| {
-            ["name", "namespace", "creationTimestamp"].contains(&field.as_str())
-        });
-    }
-    if kind.ends_with("Route") && !keep_services(&mut document) {
-        // A route of gateways only is somebody else's.
-        return Read {
-            key,
-            object: None,
-            written: None,
-        };
-    }
-    match parse_object(document) {
-        Ok(parsed) => Read {
+    let document = serde_json::to_value(&object).unwrap_or_default();
+    match custom_object(kind, document) {
+        Ok(Some(parsed)) => Read {
             key,
             object: Some(parsed),
             written: written(None),
+        },
+        // A route of gateways only is somebody else's.
+        Ok(None) => Read {
+            key,
+            object: None,
+            written: None,
         },
         Err(problems) => {
             let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -281,6 +271,25 @@ fn custom(kind: &'static str, object: DynamicObject) -> Read {
             }
         }
     }
+}
+
+/// An object of one of the custom kinds; `None`: it does not concern the mesh.
+pub fn custom_object(kind: &str, mut document: Value) -> Result<Option<Object>, Vec<Problem>> {
+    if resource(kind).is_none() || kind == "XMesh" {
+        return Ok(None);
+    }
+    if let Some(metadata) = document
+        .pointer_mut("/metadata")
+        .and_then(Value::as_object_mut)
+    {
+        metadata.retain(|field, _| {
+            ["name", "namespace", "creationTimestamp"].contains(&field.as_str())
+        });
+    }
+    if kind.ends_with("Route") && !keep_services(&mut document) {
+        return Ok(None);
+    }
+    parse_object(document).map(Some)
 }
 
 /// Leaves the parents that are Services; `false`: there is none.

@@ -244,7 +244,8 @@ impl Session {
             }
             Hear::Report(report) => {
                 self.state.proxies.change(namespace, pod, |p| {
-                    p.certificate_not_after = report.certificate_not_after
+                    p.certificate_not_after = report.certificate_not_after;
+                    p.certificate_issuer = report.certificate_issuer;
                 });
                 self.state.edges.add(report.edges);
             }

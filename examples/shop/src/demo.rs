@@ -76,7 +76,7 @@ fn demo() -> anyhow::Result<()> {
         "-f",
         "examples/manifests",
         "--otlp-endpoint",
-        "http://10.96.255.1:4317",
+        "http://traces.shop.svc.cluster.local:4317",
         "--trace-sampling",
         "0.2",
     ])?;

@@ -10,7 +10,8 @@ use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 
 /// The chart's templates, in the order in which they are applied.
-const TEMPLATES: [&str; 4] = [
+const TEMPLATES: [&str; 5] = [
+    include_str!("../../../deploy/chart/templates/cni.yaml"),
     include_str!("../../../deploy/chart/templates/control-plane-rbac.yaml"),
     include_str!("../../../deploy/chart/templates/control-plane.yaml"),
     include_str!("../../../deploy/chart/templates/injector.yaml"),

@@ -5,7 +5,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
+use kube::api::{ListParams, LogParams};
 use kube::{Api, Client};
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_api::ROOT_NAMESPACE;
@@ -92,11 +92,15 @@ pub async fn ask_sidecar(
     Ok(text)
 }
 
-/// A pod by its name, or one of `deploy/NAME`.
-pub async fn find_pod(client: &Client, namespace: &str, name: &str) -> anyhow::Result<String> {
+/// A pod by its name, or the running ones of `deploy/NAME`.
+pub async fn find_pods(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> anyhow::Result<Vec<String>> {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let Some(deployment) = name.strip_prefix("deploy/") else {
-        return Ok(name.to_owned());
+        return Ok(vec![name.to_owned()]);
     };
     let pods = api.list(&ListParams::default()).await?;
     let of = |pod: &Pod| {
@@ -123,8 +127,22 @@ pub async fn find_pod(client: &Client, namespace: &str, name: &str) -> anyhow::R
         .items
         .iter()
         .filter(running)
-        .find(|p| of(p).as_deref() == Some(deployment));
-    found
-        .and_then(|p| p.metadata.name.clone())
-        .with_context(|| format!("no pod of the Deployment {namespace}/{deployment} is running"))
+        .filter(|p| of(p).as_deref() == Some(deployment));
+    let names: Vec<String> = found.filter_map(|p| p.metadata.name.clone()).collect();
+    if names.is_empty() {
+        bail!("no pod of the Deployment {namespace}/{deployment} is running");
+    }
+    Ok(names)
+}
+
+/// What a sidecar wrote.
+pub async fn sidecar_log(client: &Client, namespace: &str, pod: &str) -> anyhow::Result<String> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let of_sidecar = LogParams {
+        container: Some("weft-proxy".to_owned()),
+        ..LogParams::default()
+    };
+    api.logs(pod, &of_sidecar)
+        .await
+        .with_context(|| format!("{namespace}/{pod} has no sidecar, or it wrote nothing"))
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -71,10 +71,18 @@ async fn run(args: &InstallArgs, upgrade: bool) -> anyhow::Result<ExitCode> {
         progress.step(&describe(object));
         objects.apply(object).await?;
     }
+    for object in unwanted(&rendered)? {
+        if objects.delete(&object).await? {
+            progress.step(&format!("{} goes", describe(&object)));
+        }
+    }
     for name in ["weft-control-plane", "weft-injector"] {
         wait_rollout(&client, name, &progress).await?;
     }
     wait_webhook(&client, &progress).await?;
+    if values.text("cni.enabled")? == "true" {
+        wait_daemon_set(&client, &progress).await?;
+    }
     progress.done();
     let took = start.elapsed().as_secs_f64();
     println!(
@@ -91,6 +99,24 @@ async fn run(args: &InstallArgs, upgrade: bool) -> anyhow::Result<ExitCode> {
         "next: kubectl label namespace NAME weft.dev/injection=enabled, then restart what runs there; meshctl check"
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the chart could have put there and was not chosen: an earlier choice's.
+fn unwanted(rendered: &[Value]) -> anyhow::Result<Vec<Value>> {
+    let id = |o: &Value| {
+        ["/kind", "/metadata/namespace", "/metadata/name"].map(|p| o.pointer(p).cloned())
+    };
+    let mut all = everything()?;
+    all.retain(|o| !rendered.iter().any(|r| id(r) == id(o)));
+    // What needs others goes before them.
+    all.reverse();
+    Ok(all)
+}
+
+/// Every object that the chart can make.
+fn everything() -> anyhow::Result<Vec<Value>> {
+    let set = ["controlPlane.evictUnmeshed=true", "cni.enabled=true"].map(str::to_owned);
+    Values::new(&[] as &[&Path], &set)?.render()
 }
 
 /// What the machine shows while it waits.
@@ -277,6 +303,20 @@ async fn wait_rollout(client: &Client, name: &str, progress: &Progress) -> anyho
     .await
 }
 
+async fn wait_daemon_set(client: &Client, progress: &Progress) -> anyhow::Result<()> {
+    let api: Api<DaemonSet> = Api::namespaced(client.clone(), "weft-cni");
+    until("weft-cni", || async {
+        let found = api.get("weft-cni").await?;
+        let status = found.status.unwrap_or_default();
+        let (ready, wanted) = (status.number_ready, status.desired_number_scheduled);
+        progress.step(&format!("weft-cni: {ready} of {wanted} nodes"));
+        let current = status.observed_generation == found.metadata.generation
+            && status.updated_number_scheduled.unwrap_or_default() == wanted;
+        Ok((current && ready == wanted).then_some(()))
+    })
+    .await
+}
+
 async fn wait_webhook(client: &Client, progress: &Progress) -> anyhow::Result<()> {
     progress.step("the webhook's certificate");
     let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
@@ -328,11 +368,7 @@ pub fn uninstall(args: &UninstallArgs) -> anyhow::Result<ExitCode> {
         let progress = Progress::new();
         let mut objects = Objects::new(client.clone());
         // The webhook first: without its injector it would stop pods from being made.
-        let mut all = Values::new(
-            &[] as &[&Path],
-            &["controlPlane.evictUnmeshed=true".to_owned()],
-        )?
-        .render()?;
+        let mut all = everything()?;
         all.reverse();
         if args.crds {
             all.extend(crds()?);

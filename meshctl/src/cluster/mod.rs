@@ -3,8 +3,10 @@
 
 pub mod apply;
 pub mod chart;
+pub mod check;
 pub mod forward;
 pub mod install;
+pub mod rotate;
 
 use anyhow::Context;
 use kube::config::{KubeConfigOptions, Kubeconfig};

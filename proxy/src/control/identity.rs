@@ -18,6 +18,8 @@ use crate::shared::{Shared, TlsMaterial};
 
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Within this time all proxies have a certificate of a new issuer.
+const RENEWAL_SPREAD: Duration = Duration::from_secs(3);
 
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
@@ -38,7 +40,16 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
             let left = renew_at
                 .duration_since(SystemTime::now())
                 .unwrap_or_default();
-            tokio::time::sleep(left.min(Duration::from_secs(1))).await;
+            tokio::select! {
+                () = tokio::time::sleep(left.min(Duration::from_secs(1))) => {}
+                () = shared.mesh_changed.notified() => {
+                    if issuer_changed(&shared) {
+                        // Not all at once: a mesh has many proxies, and few issuers.
+                        let soon = SystemTime::now() + RENEWAL_SPREAD.mul_f64(rand::random::<f64>());
+                        renew_at = renew_at.min(soon);
+                    }
+                }
+            }
         }
         match certify(&settings, &cache).await {
             Ok((svid, bundle)) => {
@@ -49,7 +60,13 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
                 // Ten percent of jitter: pods that started together part.
                 renew_at = at - life.mul_f64(0.1 * rand::random::<f64>());
                 install(&shared, svid, bundle);
-                backoff = MIN_BACKOFF;
+                if issuer_changed(&shared) {
+                    // A replica that has not heard of the new issuer yet has signed.
+                    renew_at = SystemTime::now() + backoff.mul_f64(0.5 + rand::random::<f64>());
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                } else {
+                    backoff = MIN_BACKOFF;
+                }
             }
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "no certificate yet");
@@ -58,6 +75,14 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
             }
         }
     }
+}
+
+/// Whether another issuer signs now than signed the own certificate.
+fn issuer_changed(shared: &Shared) -> bool {
+    let mesh = shared.mesh.load();
+    let own = shared.tls.load();
+    let own = own.as_ref().map(|tls| tls.svid.issuer());
+    !mesh.issuer.is_empty() && own.is_some_and(|own| own != mesh.issuer)
 }
 
 /// Puts an identity in force. The roots that the control plane names later are

@@ -168,6 +168,7 @@ impl State {
             edges: self.shared.registry.take_report(),
             certificate_not_after: at(tls.as_ref().map(|t| t.svid.not_after)),
             certificate_not_before: at(tls.as_ref().map(|t| t.svid.not_before)),
+            certificate_issuer: tls.as_ref().map(|t| t.svid.issuer()).unwrap_or_default(),
         }
     }
 
@@ -251,6 +252,7 @@ impl State {
                 let compiled = Mesh::compile(&mesh)?;
                 rebuild(&shared, &compiled.bundle);
                 shared.mesh.store(Arc::new(compiled));
+                shared.mesh_changed.notify_one();
                 resource.body = Some(Body::Mesh(mesh));
             }
             Some(Body::Inbound(inbound)) => {

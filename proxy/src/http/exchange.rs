@@ -135,6 +135,10 @@ pub fn exchange<'a>(
         if end.sent + end.received > 0 {
             edge.bytes(end.sent, end.received);
         }
+        let tap = &side.worker().shared.tap;
+        if tap.is_watched() {
+            tap.show(head, end.outcome, took, edge.key());
+        }
         if let Some(span) = span {
             span.finish(side, head, end.outcome, took, edge.key().clone());
         }

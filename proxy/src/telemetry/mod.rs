@@ -2,6 +2,7 @@
 //! and merged once a second, so that a request touches no shared memory.
 
 pub mod prometheus;
+pub mod tap;
 pub mod traces;
 
 use std::cell::{Cell, RefCell};

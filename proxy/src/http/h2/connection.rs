@@ -258,21 +258,25 @@ impl Connection {
         if state.goaway_sent.is_none() && !state.closed {
             state.goaway_sent = Some(0x7fff_ffff);
             frame::put_goaway(&mut state.out, 0x7fff_ffff, ErrorCode::NoError);
+            // Its answer comes after everything that was sent before the peer knew.
+            frame::put_ping(&mut state.out, false, LEAVING);
             state.wake_driver();
         }
     }
 
+    /// What is spoken on it.
+    pub fn dialect(&self) -> Dialect {
+        self.state.borrow().dialect
+    }
+
+    /// Whether no request is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.state.borrow().streams.is_empty()
+    }
+
     /// Takes no further streams, and closes when those open have ended.
     pub fn shutdown(&self) {
-        let mut state = self.state.borrow_mut();
-        if state.closing || state.closed {
-            return;
-        }
-        state.closing = true;
-        let last = state.last_peer_stream;
-        state.goaway_sent = Some(last);
-        frame::put_goaway(&mut state.out, last, ErrorCode::NoError);
-        state.wake_driver();
+        self.state.borrow_mut().shutdown();
     }
 
     /// Notices a peer that is gone: called about once a second. A peer that has
@@ -388,7 +392,22 @@ impl Connection {
 /// Streams remembered as reset by us.
 const MAX_RESET: usize = 64;
 
+/// Payload of the PING that goes with the first phase of a shutdown.
+pub(super) const LEAVING: [u8; 8] = *b"weftgone";
+
 impl State {
+    /// The second phase of a shutdown.
+    pub(super) fn shutdown(&mut self) {
+        if self.closing || self.closed {
+            return;
+        }
+        self.closing = true;
+        let last = self.last_peer_stream;
+        self.goaway_sent = Some(last);
+        frame::put_goaway(&mut self.out, last, ErrorCode::NoError);
+        self.wake_driver();
+    }
+
     /// Ends a stream early.
     pub fn put_reset(&mut self, id: u32, code: ErrorCode) {
         frame::put_reset(&mut self.out, id, code);

@@ -1,0 +1,240 @@
+//! What the tests on Kubernetes share: a cluster with the mesh in it, which
+//! `run.sh` has started, and namespaces of their own.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The image of the tests' own workload.
+pub const WORKLOAD: &str = "weft/test-workload:0.1.0";
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Ran {
+    /// Its output; it must have worked.
+    #[track_caller]
+    pub fn good(self) -> String {
+        assert_eq!(self.code, 0, "{}\n{}", self.out, self.err);
+        self.out
+    }
+}
+
+/// A command where the cluster can be reached from.
+fn within(program: &str) -> Command {
+    let prefix = std::env::var("WEFT_WITHIN").unwrap_or_default();
+    let mut words = prefix.split_whitespace();
+    match words.next() {
+        Some(first) => {
+            let mut command = Command::new(first);
+            command.args(words).arg(program);
+            command
+        }
+        None => Command::new(program),
+    }
+}
+
+fn program(variable: &str) -> String {
+    std::env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set: run tests/kubernetes/run.sh"))
+}
+
+fn run(program: &str, args: &[&str], input: &str) -> Ran {
+    let mut child = within(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect(program);
+    let mut stdin = child.stdin.take().expect("stdin");
+    stdin
+        .write_all(input.as_bytes())
+        .expect("the input is read");
+    drop(stdin);
+    child.wait_with_output().expect("it ends").into()
+}
+
+/// `kubectl`, with the cluster's kubeconfig.
+pub fn kubectl(args: &[&str]) -> Ran {
+    run(&program("WEFT_KUBECTL"), args, "")
+}
+
+/// `kubectl` with words separated by spaces; it must work.
+#[track_caller]
+pub fn k(words: &str) -> String {
+    kubectl(&words.split_whitespace().collect::<Vec<_>>()).good()
+}
+
+/// What `kubectl get` says, as JSON.
+#[track_caller]
+pub fn get(words: &str) -> Value {
+    serde_json::from_str(&k(&format!("get {words} -o json"))).expect("JSON")
+}
+
+/// Applies manifests; whether that works is the caller's to see.
+pub fn try_apply(manifests: &str) -> Ran {
+    run(&program("WEFT_KUBECTL"), &["apply", "-f", "-"], manifests)
+}
+
+/// Applies manifests.
+#[track_caller]
+pub fn apply(manifests: &str) {
+    try_apply(manifests).good();
+}
+
+/// `meshctl`, with the cluster's kubeconfig.
+pub fn meshctl(args: &[&str]) -> Ran {
+    run(&program("WEFT_MESHCTL"), args, "")
+}
+
+/// `meshctl` with something on its standard input.
+pub fn meshctl_with(args: &[&str], input: &str) -> Ran {
+    run(&program("WEFT_MESHCTL"), args, input)
+}
+
+/// A command on a node of the cluster.
+pub fn on_node(node: &str, script: &str) -> Ran {
+    let output = Command::new("docker")
+        .args(["exec", node, "sh", "-c", script])
+        .output();
+    output.expect("docker").into()
+}
+
+/// Waits until something holds, for at most `seconds`.
+#[track_caller]
+pub fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !holds() {
+        assert!(
+            Instant::now() < deadline,
+            "{what} did not come true within {seconds} s"
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// A namespace of the mesh, taken away when the test ends.
+pub struct Namespace(String);
+
+impl Namespace {
+    /// One whose pods get a sidecar.
+    pub fn meshed(name: &str) -> Self {
+        Self::labelled(name, "{weft.dev/injection: enabled}")
+    }
+
+    /// One whose pods get none.
+    pub fn plain(name: &str) -> Self {
+        Self::labelled(name, "{}")
+    }
+
+    /// One with labels, in YAML.
+    pub fn labelled(name: &str, labels: &str) -> Self {
+        k(&format!(
+            "delete namespace {name} --ignore-not-found --wait=true"
+        ));
+        apply(&format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {labels}}}}}"
+        ));
+        let name = name.to_owned();
+        // Made a moment after the namespace, and needed by every pod.
+        eventually("the service account", 20, || {
+            kubectl(&["-n", &name, "get", "serviceaccount", "default"]).code == 0
+        });
+        Self(name)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// Applies manifests in it.
+    #[track_caller]
+    pub fn apply(&self, manifests: &str) {
+        self.try_apply(manifests).good();
+    }
+
+    /// Applies manifests in it; whether that works is the caller's to see.
+    pub fn try_apply(&self, manifests: &str) -> Ran {
+        run(
+            &program("WEFT_KUBECTL"),
+            &["-n", &self.0, "apply", "-f", "-"],
+            manifests,
+        )
+    }
+
+    /// `kubectl` in it; it must work.
+    #[track_caller]
+    pub fn k(&self, words: &str) -> String {
+        k(&format!("-n {} {words}", self.0))
+    }
+
+    /// What `kubectl get` says, as JSON.
+    #[track_caller]
+    pub fn get(&self, words: &str) -> Value {
+        get(&format!("-n {} {words}", self.0))
+    }
+
+    /// Waits until a Deployment has all its pods.
+    #[track_caller]
+    pub fn ready(&self, deployment: &str) {
+        self.k(&format!(
+            "rollout status deployment/{deployment} --timeout=120s"
+        ));
+    }
+
+    /// Calls a URL from a pod's application.
+    pub fn call(&self, from: &str, url: &str) -> Ran {
+        let call = ["exec", from, "-c", "app", "--", "/workload", "get", url];
+        kubectl(&[["-n", &self.0].as_slice(), &call].concat())
+    }
+
+    /// The edges that begin or end in it, as the mesh counted them.
+    pub fn edges(&self) -> Vec<Value> {
+        let all = ["edges", "-n", &self.0, "--window", "0", "-o", "json"];
+        serde_json::from_str(&meshctl(&all).good()).expect("JSON")
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        kubectl(&["delete", "namespace", &self.0, "--wait=false"]);
+    }
+}
+
+/// A Deployment of the workload, with a Service of the same name.
+pub fn deployment(name: &str, replicas: u32, args: &str, more: &str) -> String {
+    let service = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{selector: {{app: {name}}}, ports: [\
+         {{name: http, port: 8080}}, {{name: grpc, port: 9090}}, {{name: tcp, port: 7000}}]}}}}"
+    );
+    format!(
+        "{service}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: {replicas}\n  \
+         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
+         containers:\n      - {{name: app, image: {WORKLOAD}, args: [{args}]{more}}}\n---\n"
+    )
+}
+
+/// The workload as a server that is ready when its HTTP port answers.
+pub fn server(name: &str, replicas: u32) -> String {
+    let probe = ", readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1}";
+    deployment(name, replicas, "serve", probe)
+}

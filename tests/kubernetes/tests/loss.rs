@@ -1,0 +1,184 @@
+//! Orderly changes, each under continuous load from meshed and unmeshed callers
+//! with default settings: not one request may fail.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use weft_kubernetes_tests::*;
+
+const NAMESPACE: &str = "loss";
+const CALLERS: [(&str, &str); 2] = [("loss", "meshed"), ("loss-plain", "unmeshed")];
+const KINDS: [&str; 3] = ["http", "fresh", "grpc"];
+
+/// What the callers have counted.
+#[derive(Clone, Default)]
+struct Counts(Vec<(String, u64, u64, String)>);
+
+fn count() -> Counts {
+    let mut all = Vec::new();
+    for (namespace, label) in CALLERS {
+        let line = k(&format!(
+            "-n {namespace} logs deployment/load -c app --tail 1"
+        ));
+        let said: Value = serde_json::from_str(line.trim()).unwrap_or_default();
+        for kind in KINDS {
+            let number = |field: &str| said[kind][field].as_u64().unwrap_or_default();
+            let last = said[kind]["last_error"].as_str().unwrap_or_default();
+            all.push((
+                format!("{label} {kind}"),
+                number("good"),
+                number("bad"),
+                last.to_owned(),
+            ));
+        }
+    }
+    Counts(all)
+}
+
+struct Row {
+    change: &'static str,
+    seconds: f64,
+    good: u64,
+    bad: u64,
+    errors: Vec<String>,
+}
+
+/// Makes a change under load and sees what it cost.
+fn under_load(change: &'static str, make: impl FnOnce()) -> Row {
+    let before = count();
+    let start = Instant::now();
+    make();
+    // What a change leaves behind shows a moment later.
+    std::thread::sleep(Duration::from_secs(4));
+    let after = count();
+    let mut row = Row {
+        change,
+        seconds: start.elapsed().as_secs_f64(),
+        good: 0,
+        bad: 0,
+        errors: Vec::new(),
+    };
+    for (old, new) in before.0.iter().zip(&after.0) {
+        let good = new.1.saturating_sub(old.1);
+        let bad = new.2.saturating_sub(old.2);
+        assert!(good > 0, "{change}: {} made no calls", new.0);
+        row.good += good;
+        row.bad += bad;
+        if bad > 0 {
+            row.errors
+                .push(format!("{}: {bad}, the last: {}", new.0, new.3));
+        }
+    }
+    eprintln!(
+        "{change}: {} good, {} failed {:?}",
+        row.good, row.bad, row.errors
+    );
+    row
+}
+
+fn rollout(namespace: &str, name: &str) {
+    k(&format!("-n {namespace} rollout restart deployment/{name}"));
+    k(&format!(
+        "-n {namespace} rollout status deployment/{name} --timeout=180s"
+    ));
+    // Until the last of the old ones is gone.
+    eventually("the end of the old pods", 60, || {
+        let pods = get(&format!("-n {namespace} pods"));
+        let pods = pods["items"].as_array().cloned().unwrap_or_default();
+        pods.iter()
+            .all(|p| p["metadata"]["deletionTimestamp"].is_null())
+    });
+}
+
+fn scale(namespace: &str, name: &str, replicas: u32) {
+    k(&format!(
+        "-n {namespace} scale deployment/{name} --replicas={replicas}"
+    ));
+    k(&format!(
+        "-n {namespace} rollout status deployment/{name} --timeout=120s"
+    ));
+}
+
+/// A caller on the node that is not drained.
+fn callers() -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: load}}\nspec:\n  \
+         selector: {{matchLabels: {{app: load}}}}\n  template:\n    metadata: {{labels: {{app: load}}}}\n    spec:\n      \
+         nodeSelector: {{node-role.kubernetes.io/control-plane: \"\"}}\n      tolerations: [{{operator: Exists}}]\n      \
+         containers: [{{name: app, image: {WORKLOAD}, args: [load, --host=web.{NAMESPACE}.svc]}}]\n"
+    )
+}
+
+#[test]
+fn orderly_changes_lose_no_request() {
+    let web = Namespace::meshed(NAMESPACE);
+    let plain = Namespace::plain("loss-plain");
+    web.apply(&server("web", 3));
+    web.apply(
+        "{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: web}, \
+         spec: {maxUnavailable: 1, selector: {matchLabels: {app: web}}}}",
+    );
+    web.ready("web");
+    for namespace in [&web, &plain] {
+        namespace.apply(&callers());
+        namespace.ready("load");
+    }
+    eventually("the load", 30, || count().0.iter().all(|c| c.1 > 20));
+    let mut rows = vec![
+        under_load("nothing changes", || {
+            std::thread::sleep(Duration::from_secs(5))
+        }),
+        under_load("rolling update", || rollout(NAMESPACE, "web")),
+        under_load("scale down to one", || scale(NAMESPACE, "web", 1)),
+        under_load("scale up to three", || scale(NAMESPACE, "web", 3)),
+    ];
+    rows.push(under_load("node drain", || {
+        k("drain weft-1-worker --ignore-daemonsets --delete-emptydir-data --timeout=180s --pod-selector=app=web");
+        web.ready("web");
+        k("uncordon weft-1-worker");
+    }));
+    rows.push(under_load("control-plane upgrade", || {
+        rollout("weft-system", "weft-control-plane")
+    }));
+    rows.push(under_load("injector outage", || {
+        scale("weft-system", "weft-injector", 0);
+        eventually("no injector", 60, || {
+            let pods = get("-n weft-system pods -l app.kubernetes.io/name=weft-injector");
+            pods["items"].as_array().is_some_and(Vec::is_empty)
+        });
+        // Nobody else is blocked; a meshed pod never comes up without its sidecar.
+        plain.k(&format!("run bystander --image={WORKLOAD} -- serve"));
+        let refused = kubectl(&[
+            "-n",
+            NAMESPACE,
+            "run",
+            "waits",
+            &format!("--image={WORKLOAD}"),
+        ]);
+        assert!(
+            refused.code != 0 && refused.err.contains("namespace.injector.weft.dev"),
+            "{refused:?}"
+        );
+        scale("weft-system", "weft-injector", 2);
+    }));
+    rows.push(under_load("control plane killed", || {
+        k("-n weft-system delete pods -l app.kubernetes.io/name=weft-control-plane --grace-period=0 --force");
+        k("-n weft-system rollout status deployment/weft-control-plane --timeout=120s");
+    }));
+    println!("\n| change | seconds | requests | failed |\n|---|---|---|---|");
+    for row in &rows {
+        println!(
+            "| {} | {:.0} | {} | {} |",
+            row.change,
+            row.seconds,
+            row.good + row.bad,
+            row.bad
+        );
+    }
+    let failed: Vec<_> = rows
+        .iter()
+        .filter(|r| r.bad > 0)
+        .map(|r| (r.change, &r.errors))
+        .collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}

@@ -1,0 +1,118 @@
+//! Callers: open loop, so that a slow answer does not slow the next request.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::Serialize;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+type Http = Client<HttpConnector, Empty<Bytes>>;
+
+#[derive(Default, Serialize)]
+struct Count {
+    good: u64,
+    bad: u64,
+    last_error: String,
+}
+
+/// HTTP/1.1 on connections that are kept, on a new one each time, and gRPC.
+#[derive(Default, Serialize)]
+struct Counts {
+    http: Count,
+    fresh: Count,
+    grpc: Count,
+}
+
+const ANSWER: Duration = Duration::from_secs(10);
+
+pub async fn run(host: &str, rate: u64) -> anyhow::Result<()> {
+    let counts: Rc<RefCell<Counts>> = Rc::default();
+    let kept: Http = Client::builder(TokioExecutor::new()).build_http();
+    let fresh: Http = Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build_http();
+    let url = format!("http://{host}:8080/");
+    let channel =
+        tonic::transport::Endpoint::from_shared(format!("http://{host}:9090"))?.connect_lazy();
+    let local = tokio::task::LocalSet::new();
+    let calls = async {
+        let mut beat = tokio::time::interval(Duration::from_micros(1_000_000 / rate.max(1)));
+        for n in 0u64.. {
+            beat.tick().await;
+            let http = |client: &Http, count: fn(&mut Counts) -> &mut Count| {
+                let (client, url, counts) = (client.clone(), url.clone(), counts.clone());
+                tokio::task::spawn_local(async move {
+                    let outcome = bounded(call(&client, &url)).await;
+                    note(count(&mut counts.borrow_mut()), outcome.map(|_| ()));
+                });
+            };
+            http(&kept, |c| &mut c.http);
+            http(&fresh, |c| &mut c.fresh);
+            let (mut client, counts) = (HealthClient::new(channel.clone()), counts.clone());
+            let told = counts.clone();
+            tokio::task::spawn_local(async move {
+                let outcome =
+                    bounded(async { Ok(client.check(HealthCheckRequest::default()).await?) }).await;
+                note(&mut counts.borrow_mut().grpc, outcome.map(|_| ()));
+            });
+            if n % rate.max(1) == 0 {
+                println!(
+                    "{}",
+                    serde_json::to_string(&*told.borrow()).unwrap_or_default()
+                );
+            }
+        }
+    };
+    local.run_until(calls).await;
+    Ok(())
+}
+
+fn note(count: &mut Count, outcome: anyhow::Result<()>) {
+    match outcome {
+        Ok(()) => count.good += 1,
+        Err(error) => {
+            count.bad += 1;
+            count.last_error = format!("{error:#}");
+        }
+    }
+}
+
+async fn bounded<T>(call: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::time::timeout(ANSWER, call)
+        .await
+        .context("no answer")?
+}
+
+async fn call(client: &Http, url: &str) -> anyhow::Result<(u16, String)> {
+    let response = client.get(url.parse()?).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    ensure!(status.is_success(), "{status}: {}", body.trim());
+    Ok((status.as_u16(), body))
+}
+
+pub async fn get(url: &str, wait: bool) -> anyhow::Result<()> {
+    let client: Http = Client::builder(TokioExecutor::new()).build_http();
+    loop {
+        match bounded(call(&client, url)).await {
+            Ok((status, body)) => {
+                print!("{status} {body}");
+                return Ok(());
+            }
+            Err(error) if wait => {
+                eprintln!("{error:#}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
