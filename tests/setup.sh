@@ -13,6 +13,7 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/weft/tools
 mkdir -p "$tools"
 [ -x "$tools/grpcurl" ] || GOBIN=$tools go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 [ -x "$tools/h2spec" ] || GOBIN=$tools go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+[ -x "$tools/helm" ] || GOBIN=$tools CGO_ENABLED=0 go install helm.sh/helm/v3/cmd/helm@v3.22.0
 collector=otel-collector-$(cat tests/otel-collector/* | sha256sum | cut -c1-16)
 if [ ! -x "$tools/$collector" ]; then
     echo "building an OpenTelemetry collector (kept in $tools)"

@@ -225,6 +225,7 @@ pub fn chain(text: &str, entry: Option<&Value>) -> Result<Option<Value>, serde_j
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 

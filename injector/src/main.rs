@@ -1,13 +1,13 @@
 //! `weft-injector`: the mutating webhook.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use weft_injector::InjectorSettings;
 use weft_injector::webhook::{Injector, health_routes, serve};
 
 /// Gives pods a sidecar when they are made.
@@ -22,12 +22,16 @@ struct Args {
     /// Address of health
     #[arg(long, default_value = "0.0.0.0:15014")]
     health: SocketAddr,
-    /// File with how sidecars are made, JSON; read again when it changes
-    #[arg(long, default_value = "/etc/weft/injector.json")]
-    settings: PathBuf,
+    /// How sidecars are made, JSON; the installation writes it
+    #[arg(long, env = "WEFT_SETTINGS", value_parser = settings)]
+    settings: InjectorSettings,
     /// What is logged: error, warn, info, debug
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     log: String,
+}
+
+fn settings(text: &str) -> Result<InjectorSettings, serde_json::Error> {
+    serde_json::from_str(text)
 }
 
 fn main() -> ExitCode {
@@ -56,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let injector = Injector::open(args.settings)?;
+    let injector = Injector::new(args.settings);
     let client = kube::Client::try_default()
         .await
         .context("the API server cannot be reached")?;
@@ -75,7 +79,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tokio::select! {
         ended = async { health.await } => ended?,
         () = webhook => {}
-        () = injector.follow_settings() => {}
         () = injector.follow_certificate(client) => {}
         _ = term.recv() => {}
         _ = int.recv() => {}

@@ -1,11 +1,9 @@
 //! The mutating webhook (admission.k8s.io/v1). It decides nothing that the API
 //! server could: which pods come here is in the webhook's configuration.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::Context;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::routing::{get, post};
@@ -36,58 +34,30 @@ use crate::{InjectorSettings, Outcome, inject};
 const MAX_REVIEW: usize = 4 * 1024 * 1024;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 const CONCURRENT: usize = 64;
-/// Files are looked at this often.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// Secret with the webhook's certificate; the control plane fills it.
 const SECRET: &str = "weft-injector-tls";
 
 /// Shared by all requests.
 pub struct Injector {
-    path: PathBuf,
-    settings: RwLock<Arc<InjectorSettings>>,
+    settings: InjectorSettings,
     tls: RwLock<Option<Arc<ServerConfig>>>,
 }
 
-fn read<T: Clone>(lock: &RwLock<T>) -> T {
-    lock.read().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-fn write<T>(lock: &RwLock<T>, value: T) {
-    *lock.write().unwrap_or_else(PoisonError::into_inner) = value;
-}
-
 impl Injector {
-    /// Reads how sidecars are made. The certificate comes later.
-    pub fn open(settings: PathBuf) -> anyhow::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            settings: RwLock::new(Arc::new(read_settings(&settings)?)),
+    /// The certificate comes later.
+    pub fn new(settings: InjectorSettings) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
             tls: RwLock::new(None),
-            path: settings,
-        }))
+        })
     }
 
-    /// Reads the settings again when their file changes, until the process
-    /// ends. What cannot be used leaves what was read before in force.
-    pub async fn follow_settings(&self) {
-        let stamp = || {
-            std::fs::metadata(&self.path)
-                .and_then(|m| m.modified())
-                .ok()
-        };
-        let mut last = stamp();
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let now = stamp();
-            if now == last {
-                continue;
-            }
-            last = now;
-            match read_settings(&self.path) {
-                Ok(settings) => write(&self.settings, Arc::new(settings)),
-                Err(error) => tracing::error!("the settings stay as they were: {error:#}"),
-            }
-        }
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Takes each certificate that the Secret holds, until the process ends.
@@ -109,19 +79,13 @@ impl Injector {
             };
             match server_config(&chain.0, &key.0) {
                 Ok(config) => {
-                    write(&self.tls, Some(config));
+                    *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Some(config);
                     tracing::info!("the certificate is in use");
                 }
                 Err(error) => tracing::error!("the certificate stays as it was: {error:#}"),
             }
         }
     }
-}
-
-fn read_settings(path: &Path) -> anyhow::Result<InjectorSettings> {
-    let place = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("{place} cannot be read"))?;
-    serde_json::from_str(&text).with_context(|| format!("{place} is not the injector's settings"))
 }
 
 fn server_config(chain: &[u8], key: &[u8]) -> anyhow::Result<Arc<ServerConfig>> {
@@ -137,7 +101,7 @@ fn server_config(chain: &[u8], key: &[u8]) -> anyhow::Result<Arc<ServerConfig>> 
 /// Health, in plaintext.
 pub fn health_routes(injector: Arc<Injector>) -> Router {
     let ready = |State(injector): State<Arc<Injector>>| async move {
-        match read(&injector.tls).is_some() {
+        match injector.tls().is_some() {
             true => (axum::http::StatusCode::OK, "ready\n"),
             false => (
                 axum::http::StatusCode::SERVICE_UNAVAILABLE,
@@ -167,7 +131,7 @@ pub async fn serve(listener: TcpListener, injector: Arc<Injector>) {
             continue;
         };
         // The newest certificate for each connection.
-        let Some(tls) = read(&injector.tls) else {
+        let Some(tls) = injector.tls() else {
             continue;
         };
         let service = TowerToHyperService::new(routes.clone());
@@ -191,8 +155,7 @@ pub async fn serve(listener: TcpListener, injector: Arc<Injector>) {
 }
 
 async fn review(State(injector): State<Arc<Injector>>, body: Bytes) -> Json<Value> {
-    let settings = read(&injector.settings);
-    Json(answer(&body, &settings))
+    Json(answer(&body, &injector.settings))
 }
 
 /// The answer to an AdmissionReview.

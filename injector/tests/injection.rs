@@ -1,4 +1,5 @@
 //! Injection as a pure function.
+#![allow(clippy::expect_used)]
 
 use serde_json::{Value, json};
 use weft_injector::{InjectorSettings, Outcome, inject, uninject, webhook};

@@ -77,12 +77,21 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
+/// What the chart tells the injector, if this is the injector.
+pub fn injector_settings(object: &Value) -> Option<&str> {
+    let env = object
+        .pointer("/spec/template/spec/containers/0/env")?
+        .as_array()?;
+    let said = env
+        .iter()
+        .find(|e| e.get("name").and_then(Value::as_str) == Some("WEFT_SETTINGS"))?;
+    said.get("value")?.as_str()
+}
+
 /// What the chart would tell the injector.
 pub fn settings(values: &[std::path::PathBuf], set: &[String]) -> anyhow::Result<InjectorSettings> {
     let objects = Values::new(values, set)?.render()?;
-    let text = objects
-        .iter()
-        .find_map(|o| o.pointer("/data/injector.json")?.as_str());
+    let text = objects.iter().find_map(injector_settings);
     Ok(serde_json::from_str(
         text.context("the chart has no settings of the injector")?,
     )?)

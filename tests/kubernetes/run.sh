@@ -45,7 +45,12 @@ up() {
     done
     crds=$(cd tests/conformance/suite && go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/experimental
     kubectl apply --server-side -f "$crds" 2>&1 | grep -v -e serverside-applied -e kustomization -e 'apiVersion not set' || true
+    local start=$SECONDS
     $WEFT_WITHIN target/release/meshctl install
+    kubectl apply -f examples/manifests >/dev/null
+    until $WEFT_WITHIN target/release/meshctl edges -n shop --window 0 -o json | grep -q '"mtls": true'; do sleep 0.2; done
+    echo "from an empty cluster to the first call with mutual TLS of the example: $((SECONDS - start)) s"
+    kubectl delete namespace shop --wait=false >/dev/null
 }
 
 run_tests() {

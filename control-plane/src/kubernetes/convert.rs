@@ -251,8 +251,8 @@ fn container(container: &core::Container) -> api::Container {
 /// What a pod is a replica of, as operators name it: its Deployment rather
 /// than the ReplicaSet in between, its CronJob rather than one of the Jobs.
 fn workload(meta: &ObjectMeta) -> String {
-    let owners = meta.owner_references.iter().flatten();
-    let owner = owners.filter(|o| o.controller == Some(true)).next();
+    let mut owners = meta.owner_references.iter().flatten();
+    let owner = owners.find(|o| o.controller == Some(true));
     let Some(owner) = owner else {
         return meta.name.clone().unwrap_or_default();
     };
@@ -278,6 +278,7 @@ fn is_schedule(text: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
     use serde_json::json;

@@ -28,6 +28,7 @@ use crate::token::TokenReviewer;
 use crate::{Settings, State};
 
 pub use convert::read_object;
+pub use status::accepted;
 pub use watch::{Written, WrittenObjects};
 
 /// By this name the API server knows who wrote a field (server-side apply).

@@ -91,7 +91,8 @@ fn wanted(state: &State, key: &ObjectKey, written: &Written) -> Option<Value> {
     (new != old).then_some(new)
 }
 
-fn accepted(refused: Option<&str>) -> Condition {
+/// The condition of an object that is read, or why it is not.
+pub fn accepted(refused: Option<&str>) -> Condition {
     Condition {
         r#type: "Accepted".to_owned(),
         status: refused.is_none(),
@@ -204,6 +205,7 @@ async fn patch(
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 

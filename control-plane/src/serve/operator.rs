@@ -12,6 +12,7 @@ use weft_proto::{
 
 use crate::State;
 use crate::index::{Asker, is_meshed, pod_addresses};
+use crate::kubernetes::accepted;
 
 /// Answers operators.
 pub struct OperatorService {
@@ -89,8 +90,24 @@ impl Operator for OperatorService {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        Ok(Response::new(StatusResponse {
-            objects: self.state.index().status(),
-        }))
+        let mut objects = self.state.index().status();
+        // Of what cannot be used, an older version may be in force.
+        let written = self.state.written.borrow().clone();
+        for (key, written) in written.iter() {
+            let Some(why) = &written.refused else {
+                continue;
+            };
+            objects.retain(|o| {
+                (&o.kind, &o.namespace, &o.name) != (&key.kind, &key.namespace, &key.name)
+            });
+            objects.push(proto::ObjectStatus {
+                kind: key.kind.clone(),
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                conditions: vec![accepted(Some(why))],
+                proxies: 0,
+            });
+        }
+        Ok(Response::new(StatusResponse { objects }))
     }
 }

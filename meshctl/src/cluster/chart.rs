@@ -219,6 +219,7 @@ fn substitute(line: &str, values: &Value) -> anyhow::Result<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 
@@ -266,7 +267,7 @@ mod tests {
             .expect("a chart");
         let settings = objects
             .iter()
-            .find_map(|o| o.pointer("/data/injector.json")?.as_str())
+            .find_map(crate::inject::injector_settings)
             .expect("settings");
         serde_json::from_str::<weft_injector::InjectorSettings>(settings)
             .expect("the injector's settings");

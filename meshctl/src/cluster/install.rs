@@ -71,17 +71,18 @@ async fn run(args: &InstallArgs, upgrade: bool) -> anyhow::Result<ExitCode> {
         progress.step(&describe(object));
         objects.apply(object).await?;
     }
-    for object in unwanted(&rendered)? {
-        if objects.delete(&object).await? {
-            progress.step(&format!("{} goes", describe(&object)));
-        }
-    }
     for name in ["weft-control-plane", "weft-injector"] {
         wait_rollout(&client, name, &progress).await?;
     }
     wait_webhook(&client, &progress).await?;
     if values.text("cni.enabled")? == "true" {
         wait_daemon_set(&client, &progress).await?;
+    }
+    // Nobody makes pods that need it any more.
+    for object in unwanted(&rendered)? {
+        if objects.delete(&object).await? {
+            progress.step(&format!("{} goes", describe(&object)));
+        }
     }
     progress.done();
     let took = start.elapsed().as_secs_f64();

@@ -165,6 +165,30 @@ fn orderly_changes_lose_no_request() {
         k("-n weft-system delete pods -l app.kubernetes.io/name=weft-control-plane --grace-period=0 --force");
         k("-n weft-system rollout status deployment/weft-control-plane --timeout=120s");
     }));
+    rows.push(under_load("root and issuer rotated", || {
+        let roots = || get("-n weft-system secret weft-issuer")["data"]["ca.crt"].clone();
+        let before = roots();
+        meshctl(&["ca", "rotate"]).good();
+        assert_ne!(roots(), before);
+    }));
+    rows.push(under_load("API server away", || {
+        let manifest = "/etc/kubernetes/manifests/kube-apiserver.yaml";
+        on_node(
+            "weft-1-control-plane",
+            &format!("mv {manifest} /kube-apiserver.yaml"),
+        )
+        .good();
+        std::thread::sleep(Duration::from_secs(30));
+        on_node(
+            "weft-1-control-plane",
+            &format!("mv /kube-apiserver.yaml {manifest}"),
+        )
+        .good();
+        eventually("the API server", 120, || {
+            kubectl(&["get", "--raw", "/readyz"]).code == 0
+        });
+        k("-n weft-system rollout status deployment/weft-control-plane --timeout=120s");
+    }));
     println!("\n| change | seconds | requests | failed |\n|---|---|---|---|");
     for row in &rows {
         println!(
