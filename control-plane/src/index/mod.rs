@@ -348,15 +348,23 @@ impl Index {
         pods
     }
 
-    /// Namespaces that have sidecars, or are to have them.
+    /// Namespaces that have sidecars, or are to have them; not those that are
+    /// going away, where nothing can be made any more.
     pub fn meshed_namespaces(&self) -> BTreeSet<String> {
-        let labelled = self.objects.values().filter_map(|object| match object {
-            Object::Namespace(n) if is_joined(&n.metadata) => Some(n.metadata.name.clone()),
+        let with_sidecars: HashSet<&String> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| is_meshed(pod))
+            .map(|((namespace, _), _)| namespace)
+            .collect();
+        let wanted = self.objects.values().filter_map(|object| match object {
+            Object::Namespace(n) => Some(&n.metadata),
             _ => None,
         });
-        let meshed = self.pods.iter().filter(|(_, pod)| is_meshed(pod));
-        labelled
-            .chain(meshed.map(|((namespace, _), _)| namespace.clone()))
+        wanted
+            .filter(|n| n.deletion_timestamp.is_empty())
+            .filter(|n| is_joined(n) || with_sidecars.contains(&n.name))
+            .map(|n| n.name.clone())
             .collect()
     }
 

@@ -76,7 +76,8 @@ fn template(written: &Value) -> Result<Option<api::Object>, Vec<Problem>> {
     Ok(Some(pod(&read)))
 }
 
-fn time(time: Option<&Time>) -> String {
+/// As manifests write times; empty where there is none.
+pub fn time(time: Option<&Time>) -> String {
     time.map(|t| t.0.to_string()).unwrap_or_default()
 }
 

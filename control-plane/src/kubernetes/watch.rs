@@ -216,6 +216,7 @@ fn namespace(namespace: PartialObjectMeta<core::Namespace>) -> Read {
     let metadata = Metadata {
         name,
         labels: namespace.metadata.labels.unwrap_or_default(),
+        deletion_timestamp: convert::time(namespace.metadata.deletion_timestamp.as_ref()),
         ..Metadata::default()
     };
     let object = Object::Namespace(weft_api::Namespace {

@@ -43,6 +43,7 @@ fn helm_makes_what_meshctl_applies() {
             "-n",
             "weft-system",
             "--include-crds",
+            "--kube-version=1.34.0",
         ];
         let mut own = vec!["install", "--print"];
         for pair in set.split(',').filter(|p| !p.is_empty()) {

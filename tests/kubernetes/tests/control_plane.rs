@@ -95,7 +95,7 @@ fn every_right_is_used_and_nothing_is_refused() {
             "" => text(&event, "/objectRef/resource").to_owned(),
             sub => format!("{}/{sub}", text(&event, "/objectRef/resource")),
         };
-        if event["responseStatus"]["code"] == 403 {
+        if event["annotations"]["authorization.k8s.io/decision"] == "forbid" {
             refused.push(format!(
                 "{} {resource} {}",
                 text(&event, "/verb"),

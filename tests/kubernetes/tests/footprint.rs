@@ -11,7 +11,7 @@ fn resident(ns: &Namespace, app: &str) -> u64 {
     let node = pod["spec"]["nodeName"].as_str().expect("a node").to_owned();
     let script = format!(
         "for p in /proc/[0-9]*; do if grep -qx weft-proxy $p/comm 2>/dev/null && tr '\\0' '\\n' <$p/environ | grep -qx POD_NAME={name}; \
-         then sed -n 's/^VmRSS: *\\([0-9]*\\) kB/\\1/p' $p/status; fi; done"
+         then grep VmRSS $p/status | tr -dc 0-9; fi; done"
     );
     on_node(&node, &script)
         .good()
