@@ -43,12 +43,23 @@ up() {
         # Loaded once: a tag is a program's version.
         $WEFT_WITHIN "$kind" load image-archive "$image" --name $name
     done
-    crds=$(cd tests/conformance/suite && go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/experimental
+    crds=$(go -C tests/conformance/suite mod download -json sigs.k8s.io/gateway-api | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')/config/crd/experimental
     kubectl apply --server-side -f "$crds" 2>&1 | grep -v -e serverside-applied -e kustomization -e 'apiVersion not set' || true
-    local start=$SECONDS
+    local start=$SECONDS called=false
     $WEFT_WITHIN target/release/meshctl install
     kubectl apply -f examples/manifests >/dev/null
-    until $WEFT_WITHIN target/release/meshctl edges -n shop --window 0 -o json | grep -q '"mtls": true'; do sleep 0.2; done
+    for _ in $(seq 300); do
+        if $WEFT_WITHIN target/release/meshctl edges -n shop --window 0 -o json | grep -q '"mtls": true'; then
+            called=true
+            break
+        fi
+        sleep 0.3
+    done
+    if ! $called; then
+        kubectl -n shop get pods,events
+        echo "the example made no call with mutual TLS" >&2
+        exit 1
+    fi
     echo "from an empty cluster to the first call with mutual TLS of the example: $((SECONDS - start)) s"
     kubectl delete namespace shop --wait=false >/dev/null
 }

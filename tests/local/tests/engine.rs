@@ -183,20 +183,42 @@ fn a_machine_that_cannot_redirect_is_told_what_it_lacks() {
     );
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("nf_nat"), "{said}");
-    let (code, said) = in_new_network("PATH=/nowhere $1");
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("install the package `iptables`"), "{said}");
-    let (code, said) = in_new_network("setpriv --reuid 1000 --clear-groups $1");
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("NET_ADMIN"), "{said}");
+    for path in ["$PATH", "/nowhere"] {
+        let unprivileged =
+            format!("/usr/bin/setpriv --reuid 1000 --clear-groups env PATH={path} $1");
+        let (code, said) = in_new_network(&unprivileged);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("NET_ADMIN"), "{said}");
+    }
 }
 
 #[test]
-fn what_is_excluded_is_not_redirected() {
+fn without_iptables_the_kernel_is_told_directly() {
+    let (code, said) = in_new_network(
+        "export PATH=/nowhere; $1 && $1 && $1 --verify && ! $1 --verify --exclude-inbound-ports 9100 && $1 --remove && ! $1 --verify",
+    );
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("missing: chain output of table weft"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_is_excluded_is_not_redirected_by_iptables() {
+    what_is_excluded_is_not_redirected("$PATH");
+}
+
+#[test]
+fn what_is_excluded_is_not_redirected_by_netlink() {
+    what_is_excluded_is_not_redirected("/nowhere");
+}
+
+fn what_is_excluded_is_not_redirected(path: &str) {
     // Whoever is redirected reaches the listener on 15001; nobody answers
     // behind the interface.
     let script = "set -e; ip link set lo up; ip link add v0 type veth peer name v1; ip addr add 10.0.0.1/8 dev v0; ip link set v0 up; ip link set v1 up
-        $1 --exclude-outbound-ports 9000 --exclude-outbound-cidrs 10.3.0.0/16 --exclude-uids 1234
+        PATH=$3 $1 --exclude-outbound-ports 9000 --exclude-outbound-cidrs 10.3.0.0/16 --exclude-uids 1234
         /usr/bin/python3 -uc 'import socket,time
 s=socket.create_server((\"0.0.0.0\",15001)); print(\"listening\"); time.sleep(20)' > $2 & listener=$!
         until grep -q listening $2; do sleep 0.1; done
@@ -209,6 +231,10 @@ s=socket.create_server((\"0.0.0.0\",15001)); print(\"listening\"); time.sleep(20
         .args(["-n", "bash", "-c", script, "bash"])
         .arg(programs().join("weft-init"))
         .arg(&out)
+        .arg(match path {
+            "$PATH" => std::env::var("PATH").unwrap_or_default(),
+            path => path.to_owned(),
+        })
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&ran.stdout).into_owned();
