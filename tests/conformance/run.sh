@@ -11,6 +11,11 @@ version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' ../.
 kubectl() { $WEFT_WITHIN "$WEFT_KUBECTL" "$@"; }
 meshctl() { $WEFT_WITHIN "$WEFT_MESHCTL" "$@"; }
 suite() {
+    # The suite does not wait for the end of what it deletes.
+    for _ in $(seq 120); do
+        kubectl get namespaces -o name | grep -q gateway-conformance || break
+        sleep 1
+    done
     # Its manifests are in the program; it looks for nothing here.
     $WEFT_WITHIN $suite -test.v -test.timeout=15m --gateway-class= --mesh-name=weft \
         --namespace-labels=weft.dev/injection=enabled --conformance-profiles=MESH-HTTP,MESH-GRPC "$@"
