@@ -13,7 +13,7 @@ meshctl() { $WEFT_WITHIN "$WEFT_MESHCTL" "$@"; }
 suite() {
     # The suite does not wait for the end of what it deletes.
     for _ in $(seq 120); do
-        kubectl get namespaces -o name | grep -q gateway-conformance || break
+        [ -n "$(kubectl get namespaces -o name | grep gateway-conformance)" ] || break
         sleep 1
     done
     # Its manifests are in the program; it looks for nothing here.

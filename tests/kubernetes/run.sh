@@ -49,7 +49,7 @@ up() {
     $WEFT_WITHIN target/release/meshctl install
     kubectl apply -f examples/manifests >/dev/null
     for _ in $(seq 300); do
-        if $WEFT_WITHIN target/release/meshctl edges -n shop --window 0 -o json | grep -q '"mtls": true'; then
+        if [ -n "$($WEFT_WITHIN target/release/meshctl edges -n shop --window 0 -o json | grep '"mtls": true')" ]; then
             called=true
             break
         fi
