@@ -74,6 +74,7 @@ async fn run(args: &InstallArgs, upgrade: bool) -> anyhow::Result<ExitCode> {
     for name in ["weft-control-plane", "weft-injector"] {
         wait_rollout(&client, name, &progress).await?;
     }
+    wait_replaced(&client, &progress).await?;
     wait_webhook(&client, &progress).await?;
     if values.text("cni.enabled")? == "true" {
         wait_daemon_set(&client, &progress).await?;
@@ -314,6 +315,23 @@ async fn wait_daemon_set(client: &Client, progress: &Progress) -> anyhow::Result
         let current = status.observed_generation == found.metadata.generation
             && status.updated_number_scheduled.unwrap_or_default() == wanted;
         Ok((current && ready == wanted).then_some(()))
+    })
+    .await
+}
+
+/// API servers keep their connections: an injector that is going away makes
+/// sidecars, as it was told, until it is gone.
+async fn wait_replaced(client: &Client, progress: &Progress) -> anyhow::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), ROOT_NAMESPACE);
+    let injectors = ListParams::default().labels("app.kubernetes.io/name=weft-injector");
+    until("the end of the old injectors", || async {
+        let found = pods.list(&injectors).await?.items;
+        let leaving = found
+            .iter()
+            .filter(|p| p.metadata.deletion_timestamp.is_some());
+        let leaving = leaving.count();
+        progress.step(&format!("weft-injector: {leaving} old ones are leaving"));
+        Ok((leaving == 0).then_some(()))
     })
     .await
 }
