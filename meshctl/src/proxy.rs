@@ -14,9 +14,6 @@ use crate::cluster::{block_on, client, forward};
 use crate::local::{enter_pod, find_pod};
 use crate::operator::Mesh;
 
-/// The sidecar's admin port.
-const ADMIN: u16 = 15020;
-
 pub fn run(command: ProxyCommand) -> anyhow::Result<ExitCode> {
     let (args, path) = match &command {
         ProxyCommand::Config(args) => (args, "/config"),
@@ -69,15 +66,19 @@ fn ask(args: &ProxyArgs, path: &str) -> anyhow::Result<String> {
     }
 }
 
-fn ask_local(args: &ProxyArgs, mesh: &str, path: &str) -> anyhow::Result<String> {
+/// Enters a pod of this machine and calls its sidecar.
+pub fn connect_to_sidecar(mesh: &str, namespace: &str, pod: &str) -> anyhow::Result<TcpStream> {
     let pods = pods(&MeshPaths::new(mesh))?;
-    let pod = find_pod(&pods, &args.namespace, &args.pod)?;
+    let pod = find_pod(&pods, namespace, pod)?;
     if !pod.meshed {
         bail!("{} has no sidecar", pod.pod);
     }
     enter_pod(pod, false)?;
-    let mut stream =
-        TcpStream::connect(("127.0.0.1", ADMIN)).context("the sidecar does not answer")?;
+    TcpStream::connect(("127.0.0.1", forward::ADMIN)).context("the sidecar does not answer")
+}
+
+fn ask_local(args: &ProxyArgs, mesh: &str, path: &str) -> anyhow::Result<String> {
+    let mut stream = connect_to_sidecar(mesh, &args.namespace, &args.pod)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(
         stream,

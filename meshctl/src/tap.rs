@@ -1,23 +1,19 @@
 //! `meshctl tap` and `meshctl top`: what happens now.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use http_body_util::BodyExt;
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use weft_local::MeshPaths;
-use weft_local::client::pods;
 
 use crate::cli::{Direction, Format, StatArgs, TapArgs, TopArgs};
 use crate::cluster::{block_on, client, forward};
 use crate::edges;
-use crate::local::{enter_pod, find_pod};
 use crate::operator::Mesh;
 use crate::output::{green, red};
+use crate::proxy::connect_to_sidecar;
 
 /// Prints requests as they end, until it is stopped.
 pub fn tap(args: &TapArgs) -> anyhow::Result<ExitCode> {
@@ -61,14 +57,7 @@ fn local(
     path: &str,
     show: &mut dyn FnMut(&str) -> bool,
 ) -> anyhow::Result<()> {
-    let pods = pods(&MeshPaths::new(mesh))?;
-    let pod = find_pod(&pods, &args.namespace, &args.pod)?;
-    if !pod.meshed {
-        bail!("{} has no sidecar", pod.pod);
-    }
-    enter_pod(pod, false)?;
-    let mut stream =
-        TcpStream::connect(("127.0.0.1", forward::ADMIN)).context("the sidecar does not answer")?;
+    let mut stream = connect_to_sidecar(mesh, &args.namespace, &args.pod)?;
     // HTTP/1.0: the lines come as they are, without chunks.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut lines = BufReader::new(stream).lines();
@@ -128,14 +117,7 @@ async fn follow(
     path: &str,
     sender: &mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let stream = forward::connect(client, namespace, pod, forward::ADMIN).await?;
-    let (mut requests, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = hyper::Request::get(path)
-        .header("host", "localhost")
-        .body(String::new())?;
-    let mut response = requests.send_request(request).await?;
+    let mut response = forward::get_from_sidecar(client, namespace, pod, path).await?;
     let mut rest = String::new();
     while let Some(frame) = response.body_mut().frame().await {
         if let Ok(data) = frame?.into_data() {

@@ -43,9 +43,7 @@ impl Values {
                 .with_context(|| format!("--set {pair}: write NAME=VALUE"))?;
             let scalar: Value =
                 serde_saphyr::from_str(value).unwrap_or_else(|_| Value::from(value));
-            let more = name.rsplit('.').fold(scalar, |inner, key| {
-                Value::Object(Map::from_iter([(key.to_owned(), inner)]))
-            });
+            let more = nested(name, scalar);
             merge(&mut values, &more, "")?;
         }
         Ok(Self(values))
@@ -59,9 +57,7 @@ impl Values {
 
     /// Sets a value.
     pub fn set(&mut self, name: &str, value: Value) -> anyhow::Result<()> {
-        let more = name.rsplit('.').fold(value, |inner, key| {
-            Value::Object(Map::from_iter([(key.to_owned(), inner)]))
-        });
+        let more = nested(name, value);
         merge(&mut self.0, &more, "")
     }
 
@@ -82,6 +78,13 @@ pub fn crds() -> anyhow::Result<Vec<Value>> {
         objects.extend(documents(text)?);
     }
     Ok(objects)
+}
+
+/// A value at the place that its name says: `a.b` is `{a: {b: ...}}`.
+fn nested(name: &str, value: Value) -> Value {
+    name.rsplit('.').fold(value, |inner, key| {
+        Value::Object(Map::from_iter([(key.to_owned(), inner)]))
+    })
 }
 
 fn documents(text: &str) -> anyhow::Result<Vec<Value>> {

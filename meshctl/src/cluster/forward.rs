@@ -2,7 +2,8 @@
 
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
+use hyper::Response;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, LogParams};
@@ -65,13 +66,13 @@ pub async fn control_planes(client: &Client) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// What a sidecar answers.
-pub async fn ask_sidecar(
+/// A sidecar's answer, as it begins.
+pub async fn get_from_sidecar(
     client: &Client,
     namespace: &str,
     pod: &str,
     path: &str,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Response<Incoming>> {
     let stream = connect(client, namespace, pod, ADMIN).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -79,10 +80,18 @@ pub async fn ask_sidecar(
     let request = hyper::Request::get(path)
         .header("host", "localhost")
         .body(Empty::<Bytes>::new())?;
-    let response = sender
-        .send_request(request)
-        .await
-        .context("the sidecar does not answer")?;
+    let response = sender.send_request(request).await;
+    response.context("the sidecar does not answer")
+}
+
+/// What a sidecar answers.
+pub async fn ask_sidecar(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    path: &str,
+) -> anyhow::Result<String> {
+    let response = get_from_sidecar(client, namespace, pod, path).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     let text = String::from_utf8_lossy(&body).into_owned();

@@ -105,11 +105,6 @@ pub fn meshctl(args: &[&str]) -> Ran {
     run(&program("WEFT_MESHCTL"), args, "")
 }
 
-/// `meshctl` with something on its standard input.
-pub fn meshctl_with(args: &[&str], input: &str) -> Ran {
-    run(&program("WEFT_MESHCTL"), args, input)
-}
-
 /// A command on a node of the cluster.
 pub fn on_node(node: &str, script: &str) -> Ran {
     let output = Command::new("docker")
@@ -159,11 +154,6 @@ impl Namespace {
             kubectl(&["-n", &name, "get", "serviceaccount", "default"]).code == 0
         });
         Self(name)
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.0
     }
 
     /// Applies manifests in it.
