@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# Builds every program, or those that are named, into target/release. Those that
-# run in pods are static: their images hold nothing else.
+# Builds every program, or those that are named, into target/release.
 # Usage: build.sh [PROGRAM...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export RUSTC_WORKSPACE_WRAPPER=$PWD/deploy/static.sh
 
-wanted() { [ ${#programs[@]} -eq 0 ] || [[ " ${programs[*]} " == *" $1 "* ]]; }
-static() {
-    if wanted "$2"; then cargo rustc --profile "${3:-release}" --quiet --package "$1" --bin "$2" -- -C target-feature=+crt-static; fi
-}
-# Whoever runs on the machine itself uses its libraries.
-dynamic() {
-    if wanted "$2"; then cargo build --release --quiet --package "$1" --bin "$2"; fi
+# One call, so that what the programs share is compiled once.
+programs=(weft-init weft-cni weft-cni-agent weft-control-plane weft-injector shop meshctl demo weft-bench)
+packages=(weft-cni-init weft-cni-agent weft-control-plane weft-injector shop meshctl weft-bench)
+
+build() {
+    local profile=$1
+    shift
+    cargo build --quiet --profile "$profile" "$@"
 }
 
 main() {
-    programs=("$@")
-    static weft-proxy weft-proxy data-path
-    if wanted weft-proxy; then
-        mkdir -p target/release
-        ln -f target/data-path/weft-proxy target/release/weft-proxy
+    local wanted=("$@") program selected=()
+    [ ${#wanted[@]} -gt 0 ] || wanted=(weft-proxy "${programs[@]}")
+    for program in "${wanted[@]}"; do
+        if [ "$program" = weft-proxy ]; then
+            build data-path --package weft-proxy
+            mkdir -p target/release
+            ln -f target/data-path/weft-proxy target/release/weft-proxy
+        else
+            selected+=(--bin "$program")
+        fi
+    done
+    if [ ${#selected[@]} -gt 0 ]; then
+        build release "${packages[@]/#/--package=}" "${selected[@]}"
     fi
-    static weft-cni-init weft-init
-    static weft-cni-init weft-cni
-    static weft-cni-agent weft-cni-agent
-    static weft-control-plane weft-control-plane
-    static weft-injector weft-injector
-    static shop shop
-    dynamic meshctl meshctl
-    dynamic shop demo
-    dynamic weft-bench weft-bench
 }
 
 # Read as a whole before it runs: the file may change meanwhile.

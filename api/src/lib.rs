@@ -6,6 +6,7 @@
 mod core;
 mod gateway;
 mod grpc_route;
+mod live;
 mod load;
 mod meta;
 mod policy;
@@ -16,6 +17,7 @@ mod validate;
 pub use crate::core::*;
 pub use gateway::*;
 pub use grpc_route::*;
+pub use live::{is_service_parent, parse_live};
 pub use load::{LoadError, MAX_MANIFEST_BYTES, load_path, parse_manifests, parse_object};
 pub use meta::{Metadata, ObjectKey};
 pub use policy::*;

@@ -78,9 +78,10 @@ pub fn proxy_container(
             json!({"name": "WEFT_PROBES", "value": Value::Object(probes.clone()).to_string()}),
         );
     }
-    // An ordinary container is told to stop together with the application.
+    // A native sidecar is told to stop when the application is gone, and a Job
+    // is not to wait for it. An ordinary container is told together with it.
     let drain_seconds = if settings.native_sidecars {
-        5
+        0
     } else {
         grace_seconds
     };

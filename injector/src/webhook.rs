@@ -1,5 +1,6 @@
-//! The mutating webhook (admission.k8s.io/v1). It decides nothing that the API
-//! server could: which pods come here is in the webhook's configuration.
+//! The webhooks (admission.k8s.io/v1): pods get a sidecar, and what an operator
+//! writes is told at once what the mesh will not run. Which objects come here is
+//! in the webhooks' configuration, for the API server to decide.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -34,6 +35,8 @@ use crate::{InjectorSettings, Outcome, inject};
 const MAX_REVIEW: usize = 4 * 1024 * 1024;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 const CONCURRENT: usize = 64;
+/// An API server passes few of them on.
+const MAX_WARNINGS: usize = 8;
 
 /// Secret with the webhook's certificate; the control plane fills it.
 const SECRET: &str = "weft-injector-tls";
@@ -119,6 +122,10 @@ pub fn health_routes(injector: Arc<Injector>) -> Router {
 pub async fn serve(listener: TcpListener, injector: Arc<Injector>) {
     let routes = Router::new()
         .route("/inject", post(review))
+        .route(
+            "/validate",
+            post(async |body: Bytes| Json(validation(&body))),
+        )
         .layer(DefaultBodyLimit::max(MAX_REVIEW))
         .with_state(injector.clone());
     let slots = Arc::new(Semaphore::new(CONCURRENT));
@@ -158,16 +165,51 @@ async fn review(State(injector): State<Arc<Injector>>, body: Bytes) -> Json<Valu
     Json(answer(&body, &injector.settings))
 }
 
-/// The answer to an AdmissionReview.
+/// The answer to a review.
+fn reviewed(mut response: Value, review: &Value) -> Value {
+    if let Some(response) = response.as_object_mut() {
+        let uid = review.pointer("/request/uid").cloned();
+        response.insert("uid".to_owned(), uid.unwrap_or_default());
+    }
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+}
+
+fn refusal(message: &str) -> Value {
+    json!({"allowed": false, "status": {"code": 422, "message": format!("weft: {message}")}})
+}
+
+/// What the schema of a kind cannot say. Objects of our own kinds are refused;
+/// those of the Gateway API may be meant for somebody else too: their author is
+/// warned, and the object's status says the same.
+pub fn validation(body: &[u8]) -> Value {
+    let review: Value = serde_json::from_slice(body).unwrap_or_default();
+    let object = review.pointer("/request/object").cloned();
+    let object = object.unwrap_or_default();
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
+    let kind = text("/kind").unwrap_or_default().to_owned();
+    let own = text("/apiVersion").is_some_and(|v| v.starts_with("weft.dev/"));
+    let response = match weft_api::parse_live(&kind, object) {
+        Ok(_) => json!({"allowed": true}),
+        Err(problems) if own => {
+            let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            refusal(&all.join("; "))
+        }
+        Err(problems) => {
+            let told = problems.iter().take(MAX_WARNINGS);
+            let told: Vec<String> = told
+                .map(|p| format!("the mesh will not run this: {p}"))
+                .collect();
+            json!({"allowed": true, "warnings": told})
+        }
+    };
+    reviewed(response, &review)
+}
+
+/// The answer to the review of a pod.
 pub fn answer(body: &[u8], settings: &InjectorSettings) -> Value {
     let review: Value = serde_json::from_slice(body).unwrap_or_default();
-    let uid = review.pointer("/request/uid").cloned().unwrap_or_default();
-    let said = |response: Value| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
-    let denied = |why: &str| {
-        said(
-            json!({"uid": uid, "allowed": false, "status": {"code": 422, "message": format!("weft: no sidecar can be added: {why}")}}),
-        )
-    };
+    let said = |response: Value| reviewed(response, &review);
+    let denied = |why: &str| said(refusal(&format!("no sidecar can be added: {why}")));
     let Some(object) = review.pointer("/request/object") else {
         return denied("the review has no object");
     };
@@ -190,7 +232,7 @@ pub fn answer(body: &[u8], settings: &InjectorSettings) -> Value {
         }
         Ok(Outcome::Skipped(why)) => {
             tracing::info!(namespace, pod, why, "a pod is left as it is");
-            said(json!({"uid": uid, "allowed": true}))
+            said(json!({"allowed": true}))
         }
         Ok(Outcome::Injected) => {
             tracing::info!(namespace, pod, "a pod gets a sidecar");
@@ -200,7 +242,7 @@ pub fn answer(body: &[u8], settings: &InjectorSettings) -> Value {
             }
             let patch = json!(json_patch::diff(&before, &changed)).to_string();
             let patch = base64::engine::general_purpose::STANDARD.encode(patch);
-            said(json!({"uid": uid, "allowed": true, "patchType": "JSONPatch", "patch": patch}))
+            said(json!({"allowed": true, "patchType": "JSONPatch", "patch": patch}))
         }
     }
 }

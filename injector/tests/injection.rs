@@ -257,3 +257,45 @@ fn a_review_is_answered_whatever_it_holds() {
         );
     }
 }
+
+fn validated(object: serde_json::Value) -> serde_json::Value {
+    let review = serde_json::json!({"request": {"uid": "7", "object": object}});
+    weft_injector::webhook::validation(review.to_string().as_bytes())
+}
+
+#[test]
+fn what_operators_write_is_checked_at_once() {
+    let policy = |path: &str| {
+        serde_json::json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": {"name": "a", "namespace": "b", "uid": "c"},
+            "spec": {"targetRefs": [{"kind": "Pod"}], "action": "Allow", "rules": [{"httpAttributes": [{"paths": [{"type": "RegularExpression", "value": path}]}]}]}})
+    };
+    let good = validated(policy("/a(b)*"));
+    assert_eq!(good["response"]["allowed"], true);
+    assert_eq!(good["response"]["uid"], "7");
+    let bad = validated(policy("/a("));
+    assert_eq!(bad["response"]["allowed"], false);
+    let told = bad["response"]["status"]["message"]
+        .as_str()
+        .unwrap_or_default();
+    assert!(
+        told.contains("paths[0]") && told.contains("unclosed group"),
+        "{told}"
+    );
+    // Another implementation may run what the mesh does not.
+    let route = |parent: &str| {
+        serde_json::json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "a", "namespace": "b"},
+            "spec": {"parentRefs": [{"group": "", "kind": parent, "name": "x"}], "rules": [{"filters": [{"type": "Unheard"}]}]}})
+    };
+    let warned = validated(route("Service"));
+    assert_eq!(warned["response"]["allowed"], true);
+    assert!(
+        warned["response"]["warnings"][0]
+            .as_str()
+            .is_some_and(|w| w.contains("Unheard"))
+    );
+    assert!(validated(route("Gateway"))["response"]["warnings"].is_null());
+    assert_eq!(
+        validated(serde_json::json!({}))["response"]["allowed"],
+        true
+    );
+}

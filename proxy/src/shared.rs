@@ -152,8 +152,6 @@ pub struct Shared {
     pub spans: SpanSender,
     /// Own pod's configuration and identity are here.
     pub ready: AtomicBool,
-    /// The mesh's settings may have changed.
-    pub mesh_changed: Notify,
     /// The redirect rules stand, as far as was asked.
     pub captured: AtomicBool,
     /// Whether, and how far, the proxy drains.
@@ -184,7 +182,6 @@ impl Shared {
             spans,
             ready: AtomicBool::new(false),
             captured: AtomicBool::new(false),
-            mesh_changed: Notify::new(),
             tap: Tap::default(),
             phase: watch::Sender::new(Phase::Running),
             open_connections: AtomicU64::new(0),

@@ -36,10 +36,14 @@ prepare() {
 kc() { "${within[@]}" "$kubectl" --kubeconfig "$run/$1.kubeconfig" "${@:2}"; }
 
 configuration() {
-    local number=$1 node
+    local number=$1 node family=ipv4 pods=10.$((10 + $1)).0.0/16 services=10.$((110 + $1)).0.0/16
+    # Dual stack, where the machine has IPv6.
+    if [ -n "$(cat /proc/net/if_inet6 2>/dev/null)" ]; then
+        family=dual pods+=,fd00:$((10 + number))::/56 services+=,fd00:$((110 + number))::/112
+    fi
     echo "kind: Cluster"
     echo "apiVersion: kind.x-k8s.io/v1alpha4"
-    echo "networking: {podSubnet: 10.$((10 + number)).0.0/16, serviceSubnet: 10.$((110 + number)).0.0/16, kubeProxyMode: nftables, disableDefaultCNI: $own_engine}"
+    echo "networking: {ipFamily: $family, podSubnet: '$pods', serviceSubnet: '$services', kubeProxyMode: nftables, disableDefaultCNI: $own_engine}"
     echo "nodes:"
     cat <<EOF
 - role: control-plane
@@ -58,25 +62,39 @@ EOF
 
 # Where kind's own network cannot be had: a bridge in each node, and routes between them.
 network() {
-    local name=$1 pods=$2 list node cidr address other range via
+    local name=$1 list node ranges addresses
+    local ready='{ split($2, r, ","); split($3, a, ","); if (!length($2) || length(r) != length(a)) short = 1 } END { exit short || !NR }'
     for _ in $(seq 100); do
         # The ranges are handed out a moment after the nodes have come.
-        list=$(kc "$name" get nodes -o jsonpath='{range .items[*]}{.metadata.name} {.spec.podCIDR} {.status.addresses[0].address}{"\n"}{end}')
-        awk 'NF < 3 { short = 1 } END { exit short || !NR }' <<<"$list" && break
+        list=$(kc "$name" get nodes -o go-template='{{range .items}}{{.metadata.name}} {{range $i, $c := .spec.podCIDRs}}{{if $i}},{{end}}{{$c}}{{end}} {{$n := 0}}{{range .status.addresses}}{{if eq .type "InternalIP"}}{{if $n}},{{end}}{{$n = 1}}{{.address}}{{end}}{{end}}{{"\n"}}{{end}}')
+        awk "$ready" <<<"$list" && break
         sleep 0.3
     done
-    while read -r node cidr address; do
+    while read -r node ranges addresses; do
         docker exec -i "$node" sh -c "cat >/etc/cni/net.d/10-weft-kind.conflist" <<EOF
 {"cniVersion": "1.0.0", "name": "weft-kind", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
-   "ipam": {"type": "host-local", "ranges": [[{"subnet": "$cidr"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+   "ipam": {"type": "host-local", "ranges": [$(sed -E 's/[^,]+/[{"subnet": "&"}]/g' <<<"$ranges")],
+            "routes": [{"dst": "0.0.0.0/0"}$([[ $ranges != *:* ]] || echo ', {"dst": "::/0"}')]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}]}
 EOF
-        docker exec "$node" iptables -t nat -A POSTROUTING -s "$pods" ! -d "$pods" -o eth0 -j MASQUERADE
-        while read -r other range via; do
-            [ "$node" = "$other" ] || docker exec "$node" ip route replace "$range" via "$via"
-        done <<<"$list"
+        routes "$node"
     done <<<"$list"
+}
+
+# From a node to the pods of the others, and out of the cluster.
+routes() {
+    local node=$1 other ranges addresses pods i
+    while read -r other ranges addresses; do
+        IFS=, read -ra ranges <<<"$ranges"
+        IFS=, read -ra addresses <<<"$addresses"
+        for i in "${!ranges[@]}"; do
+            [ "$node" = "$other" ] || docker exec "$node" ip route replace "${ranges[$i]}" via "${addresses[$i]}"
+        done
+    done <<<"$list"
+    pods=$(sed -n "s/.*podSubnet: '\([0-9./]*\).*/\1/p" "$run/$name.yaml")
+    docker exec "$node" sh -c "iptables -t nat -C POSTROUTING -s $pods ! -d $pods -o eth0 -j MASQUERADE 2>/dev/null ||
+        iptables -t nat -A POSTROUTING -s $pods ! -d $pods -o eth0 -j MASQUERADE"
 }
 
 up() {
@@ -93,7 +111,7 @@ up() {
             configuration "$number" >"$run/$name.yaml"
             "${within[@]}" "$kind_program" create cluster --name "$name" --image "$image" --config "$run/$name.yaml" \
                 --kubeconfig "$run/$name.kubeconfig" --quiet
-            if $own_engine; then network "$name" "10.$((10 + number)).0.0/16"; fi
+            if $own_engine; then network "$name"; fi
             kc "$name" wait --for=condition=Ready node --all --timeout=120s >/dev/null
             kc "$name" -n kube-system rollout status deployment/coredns --timeout=120s >/dev/null
             echo "cluster $name is ready after $((SECONDS - start)) s"

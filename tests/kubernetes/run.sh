@@ -20,6 +20,8 @@ environment() {
         kind=kind
     fi
     export WEFT_MESHCTL=$PWD/target/release/meshctl WEFT_REPOSITORY=$PWD
+    WEFT_OLDER=${WEFT_OLDER:-$(tests/kubernetes/older.sh)}
+    export WEFT_OLDER
 }
 
 kubectl() { $WEFT_WITHIN "$WEFT_KUBECTL" "$@"; }
@@ -34,12 +36,13 @@ images() {
 
 up() {
     images
+    WEFT_OLDER=$(tests/kubernetes/older.sh)
     NODES=2 tests/kind/cluster.sh up
     environment
     local image crds
     # Both nodes are the tests' to use.
     kubectl taint nodes --all node-role.kubernetes.io/control-plane- >/dev/null 2>&1 || true
-    for image in target/images/*.tar; do
+    for image in target/images/*.tar ${WEFT_OLDER:+"$WEFT_OLDER"/images/*.tar}; do
         # Loaded once: a tag is a program's version.
         $WEFT_WITHIN "$kind" load image-archive "$image" --name $name
     done

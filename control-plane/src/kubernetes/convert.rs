@@ -4,7 +4,6 @@
 //! uses: what is not named here is left out, so that it costs no memory and a
 //! change of it no computation.
 
-use super::watch;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -47,7 +46,7 @@ pub fn read_object(written: &Value) -> Result<Option<api::Object>, Vec<Problem>>
             }))
         }
         "Deployment" | "StatefulSet" | "DaemonSet" => template(written)?,
-        _ => watch::custom_object(kind, written.clone())?,
+        _ => api::parse_live(kind, written.clone())?,
     })
 }
 

@@ -1,17 +1,21 @@
 //! What the injector needs so that API servers trust it: a certificate by its
-//! DNS name, in a Secret that it mounts, and the root in its webhook's
-//! configuration. The injector itself may write nothing.
+//! DNS name, in a Secret that it watches, and the root in its webhooks'
+//! configurations. The injector itself may write nothing.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
-use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, MutatingWebhookConfiguration};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
 use weft_api::ROOT_NAMESPACE;
@@ -91,29 +95,44 @@ fn is_due(chain_pem: &[u8], issuer_der: &[u8]) -> bool {
     })
 }
 
+/// Both configurations, whose webhooks are alike as far as trust goes.
 async fn entrust(client: &Client, state: &State) -> anyhow::Result<()> {
-    let bundle = base64::engine::general_purpose::STANDARD.encode(state.issuer.roots_pem());
+    let roots = state.issuer.roots_pem();
     let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     if let Some(found) = mutating.get_opt(NAME).await? {
         let hooks = found.webhooks.unwrap_or_default();
-        let current = |hook: &MutatingWebhook| {
-            hook.client_config
-                .ca_bundle
-                .as_ref()
-                .is_some_and(|b| b.0 == state.issuer.roots_pem().as_bytes())
-        };
-        if !hooks.iter().all(current) {
-            let hooks: Vec<_> = hooks
-                .iter()
-                .map(|h| json!({"name": h.name, "clientConfig": {"caBundle": bundle}}))
-                .collect();
-            // Merged by name: everything else stays as the installation wrote it.
-            let patch = json!({"webhooks": hooks});
-            mutating
-                .patch(NAME, &PatchParams::default(), &Patch::Strategic(&patch))
-                .await?;
-            tracing::info!("the webhook's configuration has the current root");
-        }
+        let hooks = hooks.into_iter().map(|h| (h.name, h.client_config));
+        trust_in(&mutating, hooks.collect(), &roots).await?;
     }
+    let validating: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    if let Some(found) = validating.get_opt(NAME).await? {
+        let hooks = found.webhooks.unwrap_or_default();
+        let hooks = hooks.into_iter().map(|h| (h.name, h.client_config));
+        trust_in(&validating, hooks.collect(), &roots).await?;
+    }
+    Ok(())
+}
+
+async fn trust_in<K: Clone + DeserializeOwned + Debug>(
+    api: &Api<K>,
+    hooks: Vec<(String, WebhookClientConfig)>,
+    roots: &str,
+) -> kube::Result<()> {
+    let trusts = |config: &WebhookClientConfig| {
+        let bundle = config.ca_bundle.as_ref();
+        bundle.is_some_and(|b| b.0 == roots.as_bytes())
+    };
+    if hooks.iter().all(|(_, config)| trusts(config)) {
+        return Ok(());
+    }
+    let bundle = base64::engine::general_purpose::STANDARD.encode(roots);
+    let hooks = hooks
+        .iter()
+        .map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}}));
+    // Merged by name: everything else stays as the installation wrote it.
+    let patch = json!({"webhooks": hooks.collect::<Vec<_>>()});
+    api.patch(NAME, &PatchParams::default(), &Patch::Strategic(&patch))
+        .await?;
+    tracing::info!("a webhook's configuration has the current root");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What holds of each object, written into its status (server-side apply).
 //! Nothing is written that is there already: a steady cluster sees no writes.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
@@ -12,8 +13,9 @@ use weft_api::{CONTROLLER_NAME, ObjectKey};
 use weft_proto::Condition;
 
 use super::FIELD_MANAGER;
+use super::events::{reference, warn};
 use super::lease::Turns;
-use super::watch::{Written, is_service, resource};
+use super::watch::{Written, resource};
 use crate::State;
 
 /// What the mesh does of the Gateway API, as its conformance suite names it (GEP-2162).
@@ -44,10 +46,15 @@ pub async fn write(client: Client, state: Arc<State>, leader: watch::Receiver<bo
         turns.next().await;
         let written = state.written.borrow().clone();
         for (key, written) in written.iter() {
-            if let Some(status) = wanted(&state, key, written)
-                && let Err(error) = patch(&client, key, written, status).await
-            {
-                tracing::debug!(%key, %error, "the status cannot be written now");
+            let Some(status) = wanted(&state, key, written) else {
+                continue;
+            };
+            let complaints = complaints(&written.object.data["status"], &status);
+            match patch(&client, key, written, status).await {
+                Ok(()) => tell(&client, key, complaints).await,
+                Err(error) => {
+                    tracing::debug!(%key, %error, "the status cannot be written now");
+                }
             }
         }
     }
@@ -89,6 +96,42 @@ fn wanted(state: &State, key: &ObjectKey, written: &Written) -> Option<Value> {
         }
     };
     (new != old).then_some(new)
+}
+
+/// The conditions that do not hold and did before, or for another reason: reason
+/// and message.
+fn complaints(old: &Value, new: &Value) -> BTreeSet<(String, String)> {
+    let failing = |status: &Value| -> BTreeSet<(String, String)> {
+        let own = status["conditions"].as_array().into_iter().flatten();
+        let parents = status["parents"].as_array().into_iter().flatten();
+        let mine = parents.filter(|p| p["controllerName"] == CONTROLLER_NAME);
+        let theirs = mine.filter_map(|p| p["conditions"].as_array()).flatten();
+        let text = |condition: &Value, field: &str| {
+            let text = condition[field].as_str();
+            text.unwrap_or_default().to_owned()
+        };
+        own.chain(theirs)
+            .filter(|c| c["status"] == "False")
+            .map(|c| (text(c, "reason"), text(c, "message")))
+            .collect()
+    };
+    failing(new).difference(&failing(old)).cloned().collect()
+}
+
+/// An Event for each: the first place where many look.
+async fn tell(client: &Client, key: &ObjectKey, complaints: BTreeSet<(String, String)>) {
+    let Some(resource) = resource(&key.kind) else {
+        return;
+    };
+    for (reason, message) in complaints {
+        let about = reference(
+            &resource.api_version,
+            &resource.kind,
+            &key.namespace,
+            &key.name,
+        );
+        warn(client, about, &reason, &message).await;
+    }
 }
 
 /// The condition of an object that is read, or why it is not.
@@ -133,7 +176,7 @@ fn route_parents(
     let mut parents: Vec<Value> = entries.iter().filter(|e| !mine(e)).cloned().collect();
     let services = list(&written.object.data, "/spec/parentRefs")
         .into_iter()
-        .filter(is_service);
+        .filter(weft_api::is_service_parent);
     let found = state.index().parent_conditions(key);
     for (index, parent) in services.enumerate() {
         let conditions = match &written.refused {
@@ -208,6 +251,16 @@ async fn patch(
 #[allow(clippy::expect_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_stops_to_hold_is_told_once() {
+        let status = |condition: Condition| json!({"parents": [{"controllerName": CONTROLLER_NAME, "conditions": dated(&[condition], &Value::Null, 1)}]});
+        let (good, bad) = (status(accepted(None)), status(accepted(Some("why"))));
+        assert_eq!(complaints(&Value::Null, &bad).len(), 1);
+        assert_eq!(complaints(&good, &bad).len(), 1);
+        assert!(complaints(&bad, &bad).is_empty());
+        assert!(complaints(&bad, &good).is_empty());
+    }
 
     #[test]
     fn a_condition_keeps_its_time_until_its_status_changes() {

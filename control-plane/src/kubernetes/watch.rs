@@ -14,9 +14,8 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tokio::sync::mpsc;
-use weft_api::{Metadata, Object, ObjectKey, Problem, parse_object};
+use weft_api::{Metadata, Object, ObjectKey};
 
 use super::convert;
 use crate::State;
@@ -251,7 +250,7 @@ fn custom(kind: &'static str, object: DynamicObject) -> Read {
         };
     }
     let document = serde_json::to_value(&object).unwrap_or_default();
-    match custom_object(kind, document) {
+    match weft_api::parse_live(kind, document) {
         Ok(Some(parsed)) => Read {
             key,
             object: Some(parsed),
@@ -272,43 +271,6 @@ fn custom(kind: &'static str, object: DynamicObject) -> Read {
             }
         }
     }
-}
-
-/// An object of one of the custom kinds; `None`: it does not concern the mesh.
-pub fn custom_object(kind: &str, mut document: Value) -> Result<Option<Object>, Vec<Problem>> {
-    if resource(kind).is_none() || kind == "XMesh" {
-        return Ok(None);
-    }
-    if let Some(metadata) = document
-        .pointer_mut("/metadata")
-        .and_then(Value::as_object_mut)
-    {
-        metadata.retain(|field, _| {
-            ["name", "namespace", "creationTimestamp"].contains(&field.as_str())
-        });
-    }
-    if kind.ends_with("Route") && !keep_services(&mut document) {
-        return Ok(None);
-    }
-    parse_object(document).map(Some)
-}
-
-/// Leaves the parents that are Services; `false`: there is none.
-fn keep_services(route: &mut Value) -> bool {
-    let Some(parents) = route
-        .pointer_mut("/spec/parentRefs")
-        .and_then(Value::as_array_mut)
-    else {
-        return false;
-    };
-    parents.retain(is_service);
-    !parents.is_empty()
-}
-
-/// Whether a parentRef names a Service.
-pub fn is_service(parent: &Value) -> bool {
-    let text = |field: &str| parent.get(field).and_then(Value::as_str);
-    text("kind") == Some("Service") && matches!(text("group"), Some("" | "core"))
 }
 
 /// What the watches have said and the index has not taken yet, and the names of

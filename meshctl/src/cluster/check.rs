@@ -1,7 +1,9 @@
 //! What `meshctl check` looks at in a cluster, before and after the mesh is
 //! installed.
 
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -112,6 +114,10 @@ async fn check_rights(client: &Client, add: &mut Add<'_>) -> anyhow::Result<()> 
         (
             "admissionregistration.k8s.io",
             "mutatingwebhookconfigurations",
+        ),
+        (
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations",
         ),
     ] {
         let review = SelfSubjectAccessReview {
@@ -256,6 +262,15 @@ async fn check_webhook(client: &Client, add: &mut Add<'_>) -> anyhow::Result<()>
             "API servers do not trust it yet: see the control plane's log".to_owned(),
         );
         return Ok(());
+    }
+    let validating: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    if validating.get_opt("weft-injector").await?.is_none() {
+        add(
+            "warning",
+            "webhook",
+            "policies are not checked when they are written, for its configuration is missing: meshctl upgrade"
+                .to_owned(),
+        );
     }
     let secrets: Api<Secret> = Api::namespaced(client.clone(), ROOT_NAMESPACE);
     let secret = match secrets.get_opt("weft-injector-tls").await {

@@ -35,21 +35,20 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
     }
     let mut backoff = MIN_BACKOFF;
     loop {
-        // A clock that is set while this sleeps is noticed within a second.
+        // A clock that is set while this sleeps is noticed within a second, and so
+        // is a new issuer.
+        let mut hurried = false;
         while SystemTime::now() < renew_at {
+            if !hurried && issuer_changed(&shared) {
+                // Not all at once: a mesh has many proxies, and few issuers.
+                let soon = SystemTime::now() + RENEWAL_SPREAD.mul_f64(rand::random::<f64>());
+                renew_at = renew_at.min(soon);
+                hurried = true;
+            }
             let left = renew_at
                 .duration_since(SystemTime::now())
                 .unwrap_or_default();
-            tokio::select! {
-                () = tokio::time::sleep(left.min(Duration::from_secs(1))) => {}
-                () = shared.mesh_changed.notified() => {
-                    if issuer_changed(&shared) {
-                        // Not all at once: a mesh has many proxies, and few issuers.
-                        let soon = SystemTime::now() + RENEWAL_SPREAD.mul_f64(rand::random::<f64>());
-                        renew_at = renew_at.min(soon);
-                    }
-                }
-            }
+            tokio::time::sleep(left.min(Duration::from_secs(1))).await;
         }
         match certify(&settings, &cache).await {
             Ok((svid, bundle)) => {

@@ -252,7 +252,6 @@ impl State {
                 let compiled = Mesh::compile(&mesh)?;
                 rebuild(&shared, &compiled.bundle);
                 shared.mesh.store(Arc::new(compiled));
-                shared.mesh_changed.notify_one();
                 resource.body = Some(Body::Mesh(mesh));
             }
             Some(Body::Inbound(inbound)) => {

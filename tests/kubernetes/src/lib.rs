@@ -56,7 +56,8 @@ fn program(variable: &str) -> String {
         .unwrap_or_else(|_| panic!("{variable} is not set: run tests/kubernetes/run.sh"))
 }
 
-fn run(program: &str, args: &[&str], input: &str) -> Ran {
+/// A program where the cluster can be reached, with its input.
+pub fn run(program: &str, args: &[&str], input: &str) -> Ran {
     let mut child = within(program)
         .args(args)
         .stdin(Stdio::piped())
@@ -197,6 +198,23 @@ impl Namespace {
         kubectl(&[["-n", &self.0].as_slice(), &call].concat())
     }
 
+    /// What is in it, for whoever reads why a test failed.
+    fn tell(&self) {
+        let pods = get_names(&self.0);
+        let mut commands = vec!["get pods -o wide".to_owned(), "get events".to_owned()];
+        for pod in pods.iter().take(8) {
+            commands.push(format!("describe pod {pod}"));
+            commands.push(format!(
+                "logs {pod} --all-containers --prefix --timestamps --tail=60"
+            ));
+        }
+        for command in commands {
+            let words = format!("-n {} {command}", self.0);
+            let ran = kubectl(&words.split_whitespace().collect::<Vec<_>>());
+            eprintln!("--- kubectl {words}\n{}{}", ran.out, ran.err);
+        }
+    }
+
     /// The edges that begin or end in it, as the mesh counted them.
     pub fn edges(&self) -> Vec<Value> {
         let all = ["edges", "-n", &self.0, "--window", "0", "-o", "json"];
@@ -206,8 +224,18 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
         kubectl(&["delete", "namespace", &self.0, "--wait=false"]);
     }
+}
+
+/// The names of a namespace's pods.
+fn get_names(namespace: &str) -> Vec<String> {
+    let ran = kubectl(&["-n", namespace, "get", "pods", "-o", "name"]);
+    let name = |line: &str| line.trim_start_matches("pod/").to_owned();
+    ran.out.lines().map(name).collect()
 }
 
 /// A Deployment of the workload, with a Service of the same name.
@@ -227,4 +255,39 @@ pub fn deployment(name: &str, replicas: u32, args: &str, more: &str) -> String {
 pub fn server(name: &str, replicas: u32) -> String {
     let probe = ", readinessProbe: {httpGet: {path: /health, port: 8080}, periodSeconds: 1}";
     deployment(name, replicas, "serve", probe)
+}
+
+/// What a caller made by [`load`] has counted of one kind of calls.
+#[derive(Debug, Clone)]
+pub struct Count {
+    /// `http` (connections are kept), `fresh` (a new one each time), `grpc`.
+    pub kind: &'static str,
+    pub good: u64,
+    pub bad: u64,
+    pub last_error: String,
+}
+
+/// A Deployment that calls a server's ports 20 times a second each, and counts.
+pub fn load(name: &str, host: &str) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  \
+         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
+         containers: [{{name: app, image: {WORKLOAD}, args: [load, --host={host}]}}]\n---\n"
+    )
+}
+
+/// What a caller has counted so far.
+pub fn counts(ns: &Namespace, caller: &str) -> Vec<Count> {
+    let line = ns.k(&format!("logs deployment/{caller} -c app --tail 1"));
+    let said: Value = serde_json::from_str(line.trim()).unwrap_or_default();
+    let count = |kind: &'static str| Count {
+        kind,
+        good: said[kind]["good"].as_u64().unwrap_or_default(),
+        bad: said[kind]["bad"].as_u64().unwrap_or_default(),
+        last_error: said[kind]["last_error"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
+    };
+    ["http", "fresh", "grpc"].map(count).to_vec()
 }

@@ -161,6 +161,11 @@ fn mistakes_are_refused_at_admission_or_told_in_the_status() {
         ("{networkAttributes: {ports: [70000]}}", "65535"),
         ("{sources: [{type: Everybody}]}", "supported values"),
         ("{when: 'true'}", "unknown field"),
+        // What a schema cannot say.
+        (
+            "{httpAttributes: [{paths: [{type: RegularExpression, value: '/a('}]}]}",
+            "unclosed group",
+        ),
     ] {
         let refused = ns.try_apply(&policy(rules));
         assert!(
@@ -181,9 +186,13 @@ fn mistakes_are_refused_at_admission_or_told_in_the_status() {
     eventually("a route that is in force", 20, || {
         accepted()["status"] == "True"
     });
-    ns.apply(&route(
+    let warned = ns.try_apply(&route(
         "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 8080}}}],",
     ));
+    assert!(
+        warned.code == 0 && warned.err.contains("Warning: the mesh will not run this"),
+        "{warned:?}"
+    );
     eventually("a route that is not run", 20, || {
         accepted()["status"] == "False"
     });
@@ -193,6 +202,8 @@ fn mistakes_are_refused_at_admission_or_told_in_the_status() {
         text(&condition, "/message").contains("stays in force"),
         "{condition}"
     );
+    let told = ns.get("events --field-selector involvedObject.kind=HTTPRoute");
+    assert_eq!(told["items"][0]["reason"], "UnsupportedValue", "{told}");
     let wrong = meshctl(&["check"]);
     assert!(
         wrong.code == 1 && wrong.out.contains("HTTPRoute mistakes/web"),

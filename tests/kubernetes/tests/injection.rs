@@ -196,6 +196,68 @@ fn stateful_sets_headless_services_host_ports_and_host_network_clients() {
 }
 
 #[test]
+fn both_address_families_are_captured_and_carried() {
+    let nodes = get("nodes");
+    let ranges = nodes["items"][0]["spec"]["podCIDRs"].as_array();
+    if ranges.is_none_or(|r| r.len() < 2) {
+        eprintln!("this machine has no IPv6: dual stack is NOT tested");
+        return;
+    }
+    let ns = Namespace::meshed("dual");
+    ns.apply(&server("client", 1));
+    ns.apply(&server("web", 1));
+    for (name, families) in [("both", "IPv4, IPv6"), ("six", "IPv6")] {
+        let policy = if name == "both" {
+            "RequireDualStack"
+        } else {
+            "SingleStack"
+        };
+        ns.apply(&format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{ipFamilyPolicy: {policy}, ipFamilies: [{families}], \
+             selector: {{app: web}}, ports: [{{name: http, port: 8080}}]}}}}"
+        ));
+    }
+    ns.apply(
+        "{apiVersion: weft.dev/v1alpha1, kind: AuthenticationPolicy, metadata: {name: strict}, spec: {targetRefs: [{kind: Pod}], mtls: {mode: Strict}}}",
+    );
+    ns.ready("client");
+    ns.ready("web");
+    let both = ns.get("service both")["spec"]["clusterIPs"].clone();
+    let pod = ns.get("pods -l app=web")["items"][0]["status"]["podIPs"].clone();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let hosts = [
+        text(&both[0]),
+        format!("[{}]", text(&both[1])),
+        "six".to_owned(),
+        text(&pod[0]["ip"]),
+        format!("[{}]", text(&pod[1]["ip"])),
+    ];
+    for host in &hosts {
+        let url = format!("http://{host}:8080/");
+        eventually(&format!("an answer of {url}"), 20, || {
+            ns.call("deployment/client", &url).code == 0
+        });
+    }
+    eventually("mutual TLS by each address", 15, || {
+        let edges = ns.edges();
+        let to = |service: &str| {
+            edges
+                .iter()
+                .any(|e| e["service"] == service && e["mtls"] == true)
+        };
+        to("dual/both") && to("dual/six") && to("") && edges.iter().all(|e| e["mtls"] == true)
+    });
+    // A caller without a sidecar is kept out by either family.
+    let plain = Namespace::plain("dual-plain");
+    plain.apply(&server("outside", 1));
+    plain.ready("outside");
+    for host in [&hosts[3], &hosts[4]] {
+        let ran = plain.call("deployment/outside", &format!("http://{host}:8080/"));
+        assert!(ran.code != 0, "{host}: {ran:?}");
+    }
+}
+
+#[test]
 fn annotations_decide_and_mistakes_are_refused_with_their_mend() {
     let ns = Namespace::meshed("choices");
     let plain = Namespace::plain("choices-plain");

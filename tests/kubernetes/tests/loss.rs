@@ -3,36 +3,19 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use weft_kubernetes_tests::*;
 
 const NAMESPACE: &str = "loss";
-const CALLERS: [(&str, &str); 2] = [("loss", "meshed"), ("loss-plain", "unmeshed")];
-const KINDS: [&str; 3] = ["http", "fresh", "grpc"];
 
-/// What the callers have counted.
-#[derive(Clone, Default)]
-struct Counts(Vec<(String, u64, u64, String)>);
-
-fn count() -> Counts {
-    let mut all = Vec::new();
-    for (namespace, label) in CALLERS {
-        let line = k(&format!(
-            "-n {namespace} logs deployment/load -c app --tail 1"
-        ));
-        let said: Value = serde_json::from_str(line.trim()).unwrap_or_default();
-        for kind in KINDS {
-            let number = |field: &str| said[kind][field].as_u64().unwrap_or_default();
-            let last = said[kind]["last_error"].as_str().unwrap_or_default();
-            all.push((
-                format!("{label} {kind}"),
-                number("good"),
-                number("bad"),
-                last.to_owned(),
-            ));
-        }
-    }
-    Counts(all)
+/// What both callers have counted.
+fn count(callers: &[(&Namespace, &str)]) -> Vec<(String, Count)> {
+    let of = |(ns, label): &(&Namespace, &str)| {
+        let label = (*label).to_owned();
+        counts(ns, "load")
+            .into_iter()
+            .map(move |c| (format!("{label} {}", c.kind), c))
+    };
+    callers.iter().flat_map(of).collect()
 }
 
 struct Row {
@@ -44,31 +27,31 @@ struct Row {
 }
 
 /// Makes a change under load and sees what it cost.
-fn under_load(change: &'static str, make: impl FnOnce()) -> Row {
-    let before = count();
+fn under_load(callers: &[(&Namespace, &str)], change: &'static str, make: impl FnOnce()) -> Row {
+    let before = count(callers);
     let start = Instant::now();
     make();
     // What a change leaves behind shows a moment later.
     std::thread::sleep(Duration::from_secs(4));
-    let after = count();
     let mut row = Row {
         change,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds: 0.0,
         good: 0,
         bad: 0,
         errors: Vec::new(),
     };
-    for (old, new) in before.0.iter().zip(&after.0) {
-        let good = new.1.saturating_sub(old.1);
-        let bad = new.2.saturating_sub(old.2);
-        assert!(good > 0, "{change}: {} made no calls", new.0);
+    for ((_, old), (caller, new)) in before.iter().zip(count(callers)) {
+        let good = new.good.saturating_sub(old.good);
+        let bad = new.bad.saturating_sub(old.bad);
+        assert!(good > 0, "{change}: {caller} made no calls");
         row.good += good;
         row.bad += bad;
         if bad > 0 {
             row.errors
-                .push(format!("{}: {bad}, the last: {}", new.0, new.3));
+                .push(format!("{caller}: {bad}, the last: {}", new.last_error));
         }
     }
+    row.seconds = start.elapsed().as_secs_f64();
     eprintln!(
         "{change}: {} good, {} failed {:?}",
         row.good, row.bad, row.errors
@@ -123,24 +106,28 @@ fn orderly_changes_lose_no_request() {
         namespace.apply(&callers());
         namespace.ready("load");
     }
-    eventually("the load", 30, || count().0.iter().all(|c| c.1 > 20));
+    let callers = [(&web, "meshed"), (&plain, "unmeshed")];
+    eventually("the load", 30, || {
+        count(&callers).iter().all(|(_, c)| c.good > 20)
+    });
+    let under_load = |change, make: &dyn Fn()| under_load(&callers, change, make);
     let mut rows = vec![
-        under_load("nothing changes", || {
+        under_load("nothing changes", &|| {
             std::thread::sleep(Duration::from_secs(5))
         }),
-        under_load("rolling update", || rollout(NAMESPACE, "web")),
-        under_load("scale down to one", || scale(NAMESPACE, "web", 1)),
-        under_load("scale up to three", || scale(NAMESPACE, "web", 3)),
+        under_load("rolling update", &|| rollout(NAMESPACE, "web")),
+        under_load("scale down to one", &|| scale(NAMESPACE, "web", 1)),
+        under_load("scale up to three", &|| scale(NAMESPACE, "web", 3)),
     ];
-    rows.push(under_load("node drain", || {
+    rows.push(under_load("node drain", &|| {
         k("drain weft-1-worker --ignore-daemonsets --delete-emptydir-data --timeout=180s --pod-selector=app=web");
         web.ready("web");
         k("uncordon weft-1-worker");
     }));
-    rows.push(under_load("control-plane upgrade", || {
+    rows.push(under_load("control-plane upgrade", &|| {
         rollout("weft-system", "weft-control-plane")
     }));
-    rows.push(under_load("injector outage", || {
+    rows.push(under_load("injector outage", &|| {
         scale("weft-system", "weft-injector", 0);
         eventually("no injector", 60, || {
             let pods = get("-n weft-system pods -l app.kubernetes.io/name=weft-injector");
@@ -161,17 +148,17 @@ fn orderly_changes_lose_no_request() {
         );
         scale("weft-system", "weft-injector", 2);
     }));
-    rows.push(under_load("control plane killed", || {
+    rows.push(under_load("control plane killed", &|| {
         k("-n weft-system delete pods -l app.kubernetes.io/name=weft-control-plane --grace-period=0 --force");
         k("-n weft-system rollout status deployment/weft-control-plane --timeout=120s");
     }));
-    rows.push(under_load("root and issuer rotated", || {
+    rows.push(under_load("root and issuer rotated", &|| {
         let roots = || get("-n weft-system secret weft-issuer")["data"]["ca.crt"].clone();
         let before = roots();
         meshctl(&["ca", "rotate"]).good();
         assert_ne!(roots(), before);
     }));
-    rows.push(under_load("API server away", || {
+    rows.push(under_load("API server away", &|| {
         let manifest = "/etc/kubernetes/manifests/kube-apiserver.yaml";
         on_node(
             "weft-1-control-plane",

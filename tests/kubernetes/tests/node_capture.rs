@@ -36,6 +36,21 @@ fn unchain(node: &str) {
     on_node(node, &script).good();
 }
 
+/// Restarts a node. What the test's network set in it by hand is set again.
+fn restart(node: &str) {
+    let list = "ip route show; ip -6 route show";
+    let routes = on_node(node, list).good();
+    let ran = std::process::Command::new("docker")
+        .args(["restart", node])
+        .output();
+    assert!(ran.is_ok_and(|r| r.status.success()));
+    for route in routes.lines() {
+        if route.contains(" via ") && !route.starts_with("default") {
+            on_node(node, &format!("ip route replace {route}"));
+        }
+    }
+}
+
 fn restricted(name: &str, args: &str) -> String {
     let container = ", securityContext: {allowPrivilegeEscalation: false, runAsNonRoot: true, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}";
     deployment(name, 1, args, container)
@@ -114,6 +129,38 @@ fn pods_without_rights_are_captured_and_none_runs_unredirected() {
     select("null");
     ns.ready("late");
     assert!(ns.k("get events").contains("NotRedirected"));
+
+    // A node that restarts comes back with the plugin, and its pods redirected.
+    restart(NODES[1]);
+    eventually("the node", 120, || {
+        kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            "node",
+            NODES[1],
+            "--timeout=5s",
+        ])
+        .code
+            == 0
+    });
+    assert!(is_chained(NODES[1]), "the restart took the plugin out");
+    k("-n weft-cni rollout status daemonset/weft-cni --timeout=120s");
+    for app in ["web", "client", "late"] {
+        ns.ready(app);
+    }
+    eventually("a call after the restart", 60, || {
+        ns.call("deployment/client", "http://web:8080/").code == 0
+    });
+    let called = || -> u64 {
+        let edges = ns.edges();
+        let secured = edges
+            .iter()
+            .filter(|e| e["destination"] == "web" && e["mtls"] == true);
+        secured.filter_map(|e| e["requests"].as_u64()).sum()
+    };
+    let before = called();
+    ns.call("deployment/client", "http://web:8080/").good();
+    eventually("its count with mutual TLS", 15, || called() > before);
 
     // And it goes as it came.
     drop(plugin);
