@@ -6,7 +6,9 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let settings = weft_control_plane::Settings::parse();
-    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log).unwrap_or_default();
+    // What the library logs of a watch that fails is told here in the mesh's words.
+    let filter = format!("kube_client=error,{}", settings.log);
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -36,7 +36,9 @@ fn settings(text: &str) -> Result<InjectorSettings, serde_json::Error> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log).unwrap_or_default();
+    // What the library logs of a watch that fails is told here in the mesh's words.
+    let filter = format!("kube_client=error,{}", args.log);
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_default();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -5,6 +5,15 @@
 
 tonic::include_proto!("weft.v1");
 
+/// What a status says, without what its transport adds.
+pub fn brief(status: &tonic::Status) -> String {
+    let text = match status.message() {
+        "" => status.code().description(),
+        message => message,
+    };
+    format!("{:?}: {text}", status.code())
+}
+
 /// Names of resources, as `weft.proto` lists them.
 pub mod names {
     use std::net::SocketAddr;

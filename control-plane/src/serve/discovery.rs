@@ -152,7 +152,7 @@ impl Session {
         tracing::info!(
             namespace,
             pod,
-            reason = ended.err().map(|e| e.to_string()),
+            reason = ended.err().map(|e| proto::brief(&e)),
             "proxy disconnected"
         );
         self.state.proxies.disconnected(&namespace, &pod);

@@ -1,6 +1,7 @@
 //! `Certify`: a token in, a certificate out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 use weft_identity::SpiffeId;
@@ -9,6 +10,9 @@ use weft_proto::{CertifyRequest, CertifyResponse};
 
 use crate::State;
 use crate::token::{TokenReviewer, TokenSubject};
+
+/// How long a new pod's watch may lag behind its token.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Issues certificates.
 pub struct IdentityService {
@@ -20,6 +24,23 @@ impl IdentityService {
     /// Asks `tokens` who a caller is.
     pub fn new(state: Arc<State>, tokens: TokenReviewer) -> Self {
         Self { state, tokens }
+    }
+
+    /// Waits a moment for a pod that the API server told the token's reviewer of
+    /// and has not told the index of yet.
+    async fn await_pod(&self, subject: &TokenSubject) -> Result<(), String> {
+        let mut changes = self.state.changes.subscribe();
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let checked = self.check_pod(subject);
+            if checked.is_ok() {
+                return checked;
+            }
+            let changed = tokio::time::timeout_at(until, changes.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                return checked;
+            }
+        }
     }
 
     /// The pod must exist, run as that service account, and be the very one
@@ -68,7 +89,8 @@ impl Identity for IdentityService {
             .review(token)
             .await
             .map_err(Status::unauthenticated)?;
-        self.check_pod(&subject)
+        self.await_pod(&subject)
+            .await
             .map_err(Status::permission_denied)?;
         let trust_domain = self.state.issuer.trust_domain();
         let trust_domain = trust_domain

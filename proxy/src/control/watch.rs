@@ -57,11 +57,19 @@ pub async fn watch(
         }
     }
     let mut backoff = MIN_BACKOFF;
+    // Without an identity there is nobody to talk to yet, and nothing to tell of.
+    while state.shared.tls.load().is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     loop {
         let session = session(&mut state, &settings, &cache, &mut wants, &mut backoff).await;
         state.flush(&cache);
         if let Err(error) = session {
-            tracing::warn!(error = format!("{error:#}"), "the control plane is away");
+            let told = match error.downcast_ref::<tonic::Status>() {
+                Some(status) => proto::brief(status),
+                None => format!("{error:#}"),
+            };
+            tracing::warn!(error = told, "the control plane is away");
         }
         let pause = tokio::time::sleep(backoff.mul_f64(0.5 + rand::random::<f64>()));
         backoff = (backoff * 2).min(MAX_BACKOFF);

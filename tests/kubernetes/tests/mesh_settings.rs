@@ -69,6 +69,7 @@ fn a_missing_kind_is_told_and_what_runs_goes_on() {
     let _alone = alone();
     let ns = Namespace::meshed("missing");
     ns.apply(&server("web", 1));
+    ns.ready("web");
     ns.apply(&load("load", "web"));
     ns.ready("load");
     k(&format!("delete crd {CRD}"));
