@@ -70,6 +70,19 @@ impl TrustBundle {
         Self::from_der(roots)
     }
 
+    /// These roots and another bundle's.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        for (root, anchor) in other.roots.iter().zip(&other.anchors) {
+            if !both.roots.contains(root) {
+                both.roots.push(root.clone());
+                both.anchors.push(anchor.clone());
+            }
+        }
+        both
+    }
+
     /// The roots, DER.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots

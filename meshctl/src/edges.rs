@@ -124,7 +124,11 @@ pub fn edges(args: &StatArgs) -> anyhow::Result<ExitCode> {
         .map(|(key, e)| row(key, e, seconds))
         .collect();
     rows.sort_by(|a, b| {
-        (&a.source, &a.destination, &a.route).cmp(&(&b.source, &b.destination, &b.route))
+        let order = |r: &Row| {
+            let places = (r.source.clone(), r.destination.clone());
+            (places, r.service.clone(), r.route.clone())
+        };
+        order(a).cmp(&order(b))
     });
     print(args.mesh.output, &rows, || {
         let cells = rows.iter().map(|r| {
@@ -147,6 +151,11 @@ pub fn edges(args: &StatArgs) -> anyhow::Result<ExitCode> {
             vec![
                 source,
                 name(&r.destination_namespace, &r.destination),
+                if r.service.is_empty() {
+                    "(by address)".to_owned()
+                } else {
+                    r.service.clone()
+                },
                 r.protocol.clone(),
                 r.route.clone(),
                 format!("{:.1}", r.requests_per_second),
@@ -160,6 +169,7 @@ pub fn edges(args: &StatArgs) -> anyhow::Result<ExitCode> {
             &[
                 "SOURCE",
                 "DESTINATION",
+                "SERVICE",
                 "PROTOCOL",
                 "ROUTE",
                 "RPS",

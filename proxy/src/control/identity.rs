@@ -31,7 +31,7 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
     {
         tracing::info!(identity = %svid.identity, "identity taken from the cache");
         renew_at = svid.renew_at(svid.not_before + Duration::from_secs(300));
-        install(&shared, svid, bundle);
+        install(&shared, svid, &bundle);
     }
     let mut backoff = MIN_BACKOFF;
     loop {
@@ -50,7 +50,7 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
                 .unwrap_or_default();
             tokio::time::sleep(left.min(Duration::from_secs(1))).await;
         }
-        match certify(&settings, &cache).await {
+        match certify(&shared, &settings, &cache).await {
             Ok((svid, bundle)) => {
                 tracing::info!(identity = %svid.identity, "certificate received");
                 let issued = SystemTime::now();
@@ -58,7 +58,7 @@ pub async fn keep_identity(shared: Arc<Shared>, settings: Arc<Settings>, cache: 
                 let life = at.duration_since(issued).unwrap_or_default();
                 // Ten percent of jitter: pods that started together part.
                 renew_at = at - life.mul_f64(0.1 * rand::random::<f64>());
-                install(&shared, svid, bundle);
+                install(&shared, svid, &bundle);
                 if issuer_changed(&shared) {
                     // A replica that has not heard of the new issuer yet has signed.
                     renew_at = SystemTime::now() + backoff.mul_f64(0.5 + rand::random::<f64>());
@@ -84,15 +84,11 @@ fn issuer_changed(shared: &Shared) -> bool {
     !mesh.issuer.is_empty() && own.is_some_and(|own| own != mesh.issuer)
 }
 
-/// Puts an identity in force. The roots that the control plane names later are
-/// added by `rebuild`.
-fn install(shared: &Shared, svid: Svid, bundle: TrustBundle) {
-    let mesh = shared.mesh.load();
-    let bundle = if mesh.bundle.roots().is_empty() {
-        bundle
-    } else {
-        mesh.bundle.clone()
-    };
+/// Puts an identity in force, with the roots that came with it and those that
+/// the control plane named: either may be behind. What it names next replaces
+/// both (`rebuild`).
+fn install(shared: &Shared, svid: Svid, bundle: &TrustBundle) {
+    let bundle = shared.mesh.load().bundle.and(bundle);
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     match TlsMaterial::new(generation, svid, bundle) {
         Ok(material) => shared.tls.store(Some(Arc::new(material))),
@@ -105,7 +101,8 @@ pub fn rebuild(shared: &Shared, bundle: &TrustBundle) {
     let Some(old) = shared.tls.load_full() else {
         return;
     };
-    if old.bundle == *bundle {
+    // Nothing was named yet, or nothing new.
+    if bundle.roots().is_empty() || old.bundle == *bundle {
         return;
     }
     if let Ok(svid) = Svid::new(old.svid.chain.clone(), old.svid.key_der.clone()) {
@@ -117,7 +114,11 @@ pub fn rebuild(shared: &Shared, bundle: &TrustBundle) {
     }
 }
 
-async fn certify(settings: &Settings, cache: &Cache) -> anyhow::Result<(Svid, TrustBundle)> {
+async fn certify(
+    shared: &Shared,
+    settings: &Settings,
+    cache: &Cache,
+) -> anyhow::Result<(Svid, TrustBundle)> {
     let roots = std::fs::read_to_string(&settings.trust_bundle).with_context(|| {
         format!(
             "the trust bundle {} cannot be read",
@@ -125,6 +126,8 @@ async fn certify(settings: &Settings, cache: &Cache) -> anyhow::Result<(Svid, Tr
         )
     })?;
     let bundle = TrustBundle::from_pem(&roots).context("the trust bundle cannot be used")?;
+    // The file follows a new root a minute later (kubelet's period), the stream at once.
+    let bundle = bundle.and(&shared.mesh.load().bundle);
     let token = std::fs::read_to_string(&settings.token)
         .with_context(|| format!("the token {} cannot be read", settings.token.display()))?;
     let rule = PeerRule::Exactly(settings.control_plane_identity.parse()?);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use weft_identity::{ALPN_GRPC, PeerRule, client_config};
@@ -138,8 +138,9 @@ async fn session(
         }
         let generation = state.shared.tls.load().as_ref().map(|t| t.generation);
         if generation.is_some_and(|g| g != tls.generation) && say.capacity() == 64 {
-            // A new certificate: the stream is made anew with it, in order.
-            bail!("renewing the connection with the new certificate");
+            // The stream is made anew with the new certificate or roots, in order.
+            tracing::info!("renewing the connection to the control plane");
+            return Ok(());
         }
     }
 }
@@ -207,6 +208,7 @@ impl State {
                 None
             }
             Hear::Heartbeat(heartbeat) => {
+                rebuild(&self.shared, &self.shared.mesh.load().bundle);
                 let now = unix(std::time::SystemTime::now()) as i64 * 1000;
                 let skew = (heartbeat.unix_millis - now).abs();
                 if skew > 60_000 {
