@@ -24,6 +24,8 @@ pub struct Finding {
 
 /// An issuer ought to be renewed this long before its end.
 const ISSUER_DAYS: u64 = 30;
+/// Clocks that are further apart are told of.
+const MAX_SKEW_MILLIS: u64 = 60_000;
 
 pub fn run(args: &MeshArgs) -> anyhow::Result<ExitCode> {
     let mut findings = Vec::new();
@@ -102,11 +104,11 @@ fn check_issuer(known: &ProxiesResponse, findings: &mut Vec<Finding>) -> anyhow:
         let (level, text) = match days {
             0 => (
                 "error",
-                "ends within a day: make a new one with `meshctl ca init`".to_owned(),
+                "ends within a day: `meshctl ca rotate` replaces it in a cluster, `meshctl ca init` makes one for a machine".to_owned(),
             ),
             d if d < ISSUER_DAYS => (
                 "warning",
-                format!("ends in {d} days: make a new one with `meshctl ca init`"),
+                format!("ends in {d} days: `meshctl ca rotate` replaces it in a cluster, `meshctl ca init` makes one for a machine"),
             ),
             d => ("ok", format!("valid for {d} days")),
         };
@@ -145,6 +147,15 @@ fn check_proxies(known: &ProxiesResponse, findings: &mut Vec<Finding>) {
                 "error",
                 about,
                 "its certificate has ended: see its log".to_owned(),
+            );
+        } else if proxy.clock_skew_millis.unsigned_abs() > MAX_SKEW_MILLIS {
+            add(
+                "error",
+                about,
+                format!(
+                    "its node's clock and the control plane's are {} seconds apart: certificates will be refused; set the clocks by NTP",
+                    proxy.clock_skew_millis.unsigned_abs() / 1000
+                ),
             );
         } else if proxy.proxy_version != known.control_plane_version {
             add(

@@ -195,6 +195,14 @@ fn metrics(shared: &Shared) -> String {
             left,
         );
     }
+    let skew = shared.clock_skew_millis.load(Ordering::Relaxed) as f64 / 1000.0;
+    put_single(
+        &mut out,
+        "weft_clock_skew_seconds",
+        "gauge",
+        "The control plane's clock less this one.",
+        skew,
+    );
     let dropped = shared.spans.dropped() as f64;
     put_single(
         &mut out,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -158,6 +158,8 @@ pub struct Shared {
     pub phase: watch::Sender<Phase>,
     /// Connections open, for draining.
     pub open_connections: AtomicU64,
+    /// The control plane's clock less this one, as it was last heard.
+    pub clock_skew_millis: AtomicI64,
     start: Instant,
 }
 
@@ -185,6 +187,7 @@ impl Shared {
             tap: Tap::default(),
             phase: watch::Sender::new(Phase::Running),
             open_connections: AtomicU64::new(0),
+            clock_skew_millis: AtomicI64::new(0),
             start: Instant::now(),
         };
         (Arc::new(shared), receiver)

@@ -246,6 +246,7 @@ impl Session {
                 self.state.proxies.change(namespace, pod, |p| {
                     p.certificate_not_after = report.certificate_not_after;
                     p.certificate_issuer = report.certificate_issuer;
+                    p.clock_skew_millis = report.clock_skew_millis;
                 });
                 self.state.edges.add(report.edges);
             }

@@ -28,6 +28,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// A control plane that has said nothing for this long is taken for lost; it
 /// says something every five seconds.
 const SILENCE: Duration = Duration::from_secs(20);
+/// Clocks that differ by more are told of: certificates are valid from five
+/// minutes before they are made, and no earlier.
+const MAX_SKEW_MILLIS: u64 = 60_000;
 const REPORT: Duration = Duration::from_secs(2);
 /// What has changed is in the cache after this time.
 const FLUSH: Duration = Duration::from_millis(200);
@@ -178,6 +181,7 @@ impl State {
             certificate_not_after: at(tls.as_ref().map(|t| t.svid.not_after)),
             certificate_not_before: at(tls.as_ref().map(|t| t.svid.not_before)),
             certificate_issuer: tls.as_ref().map(|t| t.svid.issuer()).unwrap_or_default(),
+            clock_skew_millis: self.shared.clock_skew_millis.load(Ordering::Relaxed),
         }
     }
 
@@ -209,9 +213,12 @@ impl State {
             }
             Hear::Heartbeat(heartbeat) => {
                 rebuild(&self.shared, &self.shared.mesh.load().bundle);
-                let now = unix(std::time::SystemTime::now()) as i64 * 1000;
-                let skew = (heartbeat.unix_millis - now).abs();
-                if skew > 60_000 {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                let now = now.unwrap_or_default().as_millis() as i64;
+                let skew = heartbeat.unix_millis.saturating_sub(now);
+                let before = self.shared.clock_skew_millis.swap(skew, Ordering::Relaxed);
+                let far = |skew: i64| skew.unsigned_abs() > MAX_SKEW_MILLIS;
+                if far(skew) && !far(before) {
                     tracing::warn!(
                         skew_seconds = skew / 1000,
                         "this clock and the control plane's differ"
@@ -338,5 +345,34 @@ impl State {
         endpoints.extend(delta.upserted);
         endpoints.sort_by(|a, b| a.address.cmp(&b.address));
         Ok(proto::EndpointSet { endpoints })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::traces::SpanSender;
+
+    #[test]
+    fn a_wrong_clock_is_measured() {
+        let (shared, _wants) = Shared::new(SpanSender::new().0);
+        let mut state = State {
+            shared: shared.clone(),
+            held: HashMap::new(),
+            wanted: HashSet::new(),
+            dirty: false,
+        };
+        let now = unix(std::time::SystemTime::now()) as i64 * 1000;
+        for ahead in [0, 90_000, -90_000] {
+            let heartbeat = proto::Heartbeat {
+                unix_millis: now + ahead,
+            };
+            state.hear(proto::WatchResponse {
+                message: Some(Hear::Heartbeat(heartbeat)),
+            });
+            let skew = shared.clock_skew_millis.load(Ordering::Relaxed);
+            assert!((skew - ahead).abs() < 5000, "{skew} for {ahead}");
+            assert_eq!(state.report().clock_skew_millis, skew);
+        }
     }
 }

@@ -184,12 +184,28 @@ impl Namespace {
         get(&format!("-n {} {words}", self.0))
     }
 
-    /// Waits until a Deployment has all its pods.
+    /// Waits until a Deployment has all its pods, and its Service leads to them:
+    /// the cluster's own controller may be busy for a while.
     #[track_caller]
     pub fn ready(&self, deployment: &str) {
         self.k(&format!(
             "rollout status deployment/{deployment} --timeout=120s"
         ));
+        let service = kubectl(&["-n", &self.0, "get", "service", deployment]);
+        if service.code != 0 {
+            return;
+        }
+        eventually("the endpoints of the Service", 90, || {
+            let slices = self.get(&format!(
+                "endpointslices -l kubernetes.io/service-name={deployment}"
+            ));
+            let slices = slices["items"].as_array().cloned().unwrap_or_default();
+            slices
+                .iter()
+                .filter_map(|s| s["endpoints"].as_array())
+                .flatten()
+                .any(|e| e["conditions"]["ready"] == true)
+        });
     }
 
     /// Calls a URL from a pod's application.
