@@ -25,21 +25,17 @@ impl Index {
     ) -> proto::Destination {
         let ip = address.ip().to_canonical();
         on.push(Dependency::Address(ip));
-        let kind = if let Some(name) = self.services_by_address.get(&ip) {
+        let kind = if let Some(name) = self.tables.service_at(&ip) {
             on.push(Dependency::Service(name.clone()));
-            let port = self
-                .services
-                .get(name)
-                .and_then(|s| Some((s, s.spec.ports.iter().find(|p| p.port == address.port())?)));
+            let port =
+                self.tables.services.get(name).and_then(|s| {
+                    Some((s, s.spec.ports.iter().find(|p| p.port == address.port())?))
+                });
             match port {
                 Some((service, port)) => Kind::Service(self.service(service, port, asker, on)),
                 None => nothing(name),
             }
-        } else if let Some(pod) = self
-            .pods_by_address
-            .get(&ip)
-            .and_then(|name| self.pods.get(name))
-        {
+        } else if let Some(pod) = self.tables.pod_at(&ip) {
             let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
             on.push(Dependency::Pod(key));
             Kind::Workload(self.workload_endpoint(pod, address, proto::Protocol::Detect))
@@ -100,13 +96,7 @@ impl Index {
                 *namespace == key.0 && p.name == key.1 && p.port.is_none_or(|p| p == port)
             })
         };
-        let routes: Vec<_> = self
-            .routes
-            .get(&key)
-            .into_iter()
-            .flatten()
-            .filter(attached)
-            .collect();
+        let routes: Vec<_> = self.tables.routes(&key).filter(attached).collect();
         let of = |namespace: &str| {
             let of = routes
                 .iter()
@@ -212,6 +202,7 @@ impl Index {
         on.push(Dependency::Grants(namespace.clone()));
         let exists = self.may_name(route.kind(), &route.http, &key)
             && self
+                .tables
                 .services
                 .get(&key)
                 .is_some_and(|s| s.spec.ports.iter().any(|p| p.port == port));
@@ -234,13 +225,10 @@ impl Index {
     pub(super) fn may_name(&self, kind: &str, route: &HttpRoute, service: &Name) -> bool {
         let own = &route.metadata.namespace;
         let parents = parents(&route.metadata, &route.spec.parent_refs);
-        let grants = self.grants.get(&service.0).map(Vec::as_slice);
+        let mut grants = self.tables.grants(&service.0);
         *own == service.0
             || parents.contains(service)
-            || grants
-                .unwrap_or_default()
-                .iter()
-                .any(|g| g.spec.allows(kind, own, &service.1))
+            || grants.any(|g| g.spec.allows(kind, own, &service.1))
     }
 
     /// The ready endpoints of a service's port; where there are none, those
@@ -255,16 +243,16 @@ impl Index {
         let key = (namespace.to_owned(), service.to_owned());
         on.push(Dependency::Service(key.clone()));
         let found = self
+            .tables
             .services
             .get(&key)
             .and_then(|s| s.spec.ports.iter().find(|p| p.port == port));
         let Some(service_port) = found else {
             return proto::EndpointSet::default();
         };
-        let slices = self.slices.get(&key).map(Vec::as_slice).unwrap_or_default();
         let collect = |wanted: &dyn Fn(&SliceEndpoint) -> bool, on: &mut Vec<Dependency>| {
             let mut endpoints = Vec::new();
-            for slice in slices {
+            for slice in self.tables.slices(&key) {
                 let Some(port) = slice.ports.iter().find(|p| p.name == service_port.name) else {
                     continue;
                 };
@@ -310,7 +298,7 @@ impl Index {
         };
         on.push(Dependency::Pod(key.clone()));
         // A pod that is gone is no endpoint, whatever the slice still says.
-        let pod = self.pods.get(&key)?;
+        let pod = self.tables.pods.get(&key)?;
         let mut made = self.workload_endpoint(pod, address, protocol(app_protocol));
         made.zone.clone_from(&endpoint.zone);
         Some(made)
@@ -343,7 +331,7 @@ impl Index {
         if let Some((service, namespace)) = host.rsplit_once('.') {
             let key = (namespace.to_owned(), service.to_owned());
             on.push(Dependency::Service(key.clone()));
-            if let Some(service) = self.services.get(&key) {
+            if let Some(service) = self.tables.services.get(&key) {
                 addresses = match service.is_headless() {
                     false => service
                         .cluster_ips()
@@ -361,7 +349,7 @@ impl Index {
     }
 
     fn headless(&self, key: &(String, String)) -> Vec<String> {
-        let slices = self.slices.get(key).into_iter().flatten();
+        let slices = self.tables.slices(key);
         let ready = slices
             .flat_map(|s| &s.endpoints)
             .filter(|e| e.conditions.ready);

@@ -47,7 +47,7 @@ impl Index {
         on.push(Dependency::Services(namespace.to_owned()));
         on.push(Dependency::Policies(namespace.to_owned()));
         on.push(Dependency::Policies(ROOT_NAMESPACE.to_owned()));
-        let pod = self.pods.get(&key)?;
+        let pod = self.tables.pods.get(&key)?;
         let authentication = self.authentication_of(pod);
         let mut ports = self.inbound_ports(pod);
         for own in authentication.iter().flat_map(|p| &p.spec.mtls.ports) {
@@ -82,7 +82,7 @@ impl Index {
         namespaces.dedup();
         namespaces
             .into_iter()
-            .flat_map(|ns| self.authorization.get(ns).into_iter().flatten())
+            .flat_map(|ns| self.tables.authorization(ns))
             .filter(|p| reach(&p.metadata.namespace, &p.spec.target_refs, pod).is_some())
             .map(|p| self.authorization_policy(p))
             .collect()
@@ -94,7 +94,7 @@ impl Index {
         namespaces.dedup();
         namespaces
             .into_iter()
-            .flat_map(|ns| self.authentication.get(ns).into_iter().flatten())
+            .flat_map(|ns| self.tables.authentication(ns))
             .filter_map(|p| Some((reach(&p.metadata.namespace, &p.spec.target_refs, pod)?, p)))
             .min_by_key(|(reach, p)| {
                 (
@@ -110,6 +110,7 @@ impl Index {
     fn inbound_ports(&self, pod: &Pod) -> Vec<proto::InboundPort> {
         let namespace = &pod.metadata.namespace;
         let mut services: Vec<&Service> = self
+            .tables
             .services
             .values()
             .filter(|s| s.metadata.namespace == *namespace)

@@ -9,6 +9,7 @@
 mod destination;
 mod inbound;
 mod status;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -16,12 +17,13 @@ use std::sync::Arc;
 
 use prost::Message;
 use weft_api::{
-    ANNOTATION_INJECT, AuthenticationPolicy, AuthorizationPolicy, EndpointSlice, HttpRoute,
-    LABEL_DEPLOYMENT, LABEL_INJECTED, LABEL_INJECTION, LABEL_SERVICE_NAME, Metadata, Object,
-    ObjectKey, ParentRef, Pod, ReferenceGrant, Service,
+    ANNOTATION_INJECT, LABEL_DEPLOYMENT, LABEL_INJECTED, LABEL_INJECTION, Metadata, Object,
+    ObjectKey, ParentRef, Pod,
 };
 use weft_proto as proto;
 use weft_proto::{Resource, names, resource::Body};
+
+use tables::{Route, Tables, service_addresses, service_of};
 
 /// What is said once for the whole mesh.
 #[derive(Debug, Clone, Default)]
@@ -64,30 +66,10 @@ struct Computed {
 pub struct Index {
     mesh: MeshSettings,
     objects: BTreeMap<ObjectKey, Object>,
-    services: HashMap<Name, Service>,
-    slices: HashMap<Name, Vec<EndpointSlice>>,
-    routes: HashMap<Name, Vec<Route>>,
-    grants: HashMap<String, Vec<ReferenceGrant>>,
-    pods: HashMap<Name, Pod>,
-    pods_by_address: HashMap<IpAddr, Name>,
-    services_by_address: HashMap<IpAddr, Name>,
-    authorization: HashMap<String, Vec<AuthorizationPolicy>>,
-    authentication: HashMap<String, Vec<AuthenticationPolicy>>,
+    tables: Tables,
     generation: u64,
     touched: HashMap<Dependency, u64>,
     computed: HashMap<(String, String), Computed>,
-}
-
-/// A route attached to services, as the HTTPRoute that says it.
-struct Route {
-    grpc: bool,
-    http: HttpRoute,
-}
-
-impl Route {
-    fn kind(&self) -> &'static str {
-        if self.grpc { "GRPCRoute" } else { "HTTPRoute" }
-    }
 }
 
 /// Who asks: what it gets may depend on that.
@@ -100,6 +82,8 @@ pub struct Asker {
 
 /// Computed resources kept beside those in use.
 const MAX_COMPUTED: usize = 100_000;
+/// Dependencies whose last change is remembered.
+const MAX_TOUCHED: usize = 200_000;
 
 impl Index {
     /// An index without objects.
@@ -107,15 +91,7 @@ impl Index {
         Self {
             mesh,
             objects: BTreeMap::new(),
-            services: HashMap::new(),
-            slices: HashMap::new(),
-            routes: HashMap::new(),
-            grants: HashMap::new(),
-            pods: HashMap::new(),
-            pods_by_address: HashMap::new(),
-            services_by_address: HashMap::new(),
-            authorization: HashMap::new(),
-            authentication: HashMap::new(),
+            tables: Tables::default(),
             generation: 1,
             touched: HashMap::new(),
             computed: HashMap::new(),
@@ -141,21 +117,29 @@ impl Index {
             if self.objects.get(&key) == object.as_ref() {
                 continue;
             }
-            touched.extend(object.iter().flat_map(touches));
-            let old = match object {
-                Some(object) => self.objects.insert(key, object),
-                None => self.objects.remove(&key),
-            };
-            touched.extend(old.iter().flat_map(touches));
+            if let Some(old) = self.objects.remove(&key) {
+                touched.extend(touches(&old));
+                self.tables.take(&key, &old);
+            }
+            if let Some(object) = object {
+                touched.extend(touches(&object));
+                self.tables.put(&key, &object);
+                self.objects.insert(key, object);
+            }
         }
         if touched.is_empty() {
             return false;
         }
         self.generation += 1;
+        // Pods and addresses come and go without end: what they touched is
+        // forgotten together with what was computed before.
+        if self.touched.len() > MAX_TOUCHED {
+            self.touched.clear();
+            self.computed.clear();
+        }
         for dependency in touched {
             self.touched.insert(dependency, self.generation);
         }
-        self.rebuild();
         true
     }
 
@@ -177,63 +161,6 @@ impl Index {
             self.mesh.issuer = issuer;
             self.generation += 1;
             self.touched.insert(Dependency::Mesh, self.generation);
-        }
-    }
-
-    /// The tables by which objects are found.
-    fn rebuild(&mut self) {
-        self.services.clear();
-        self.slices.clear();
-        self.routes.clear();
-        self.grants.clear();
-        self.pods.clear();
-        self.pods_by_address.clear();
-        self.services_by_address.clear();
-        self.authorization.clear();
-        self.authentication.clear();
-        for (key, object) in &self.objects {
-            let name = (key.namespace.clone(), key.name.clone());
-            match object {
-                Object::Service(service) => {
-                    for ip in service
-                        .cluster_ips()
-                        .iter()
-                        .filter_map(|ip| ip.parse().ok())
-                    {
-                        self.services_by_address.insert(ip, name.clone());
-                    }
-                    self.services.insert(name, service.clone());
-                }
-                Object::EndpointSlice(slice) => {
-                    let service = slice.metadata.labels.get(LABEL_SERVICE_NAME);
-                    let service = (key.namespace.clone(), service.cloned().unwrap_or_default());
-                    self.slices.entry(service).or_default().push(slice.clone());
-                }
-                Object::HTTPRoute(route) => attach(&mut self.routes, false, route),
-                Object::GRPCRoute(route) => attach(&mut self.routes, true, &route.as_http()),
-                Object::ReferenceGrant(grant) => {
-                    let grants = self.grants.entry(key.namespace.clone()).or_default();
-                    grants.push(grant.clone());
-                }
-                Object::Pod(pod) => {
-                    for ip in pod_addresses(pod) {
-                        self.pods_by_address.insert(ip, name.clone());
-                    }
-                    self.pods.insert(name, pod.clone());
-                }
-                Object::AuthorizationPolicy(policy) => {
-                    let list = self.authorization.entry(key.namespace.clone()).or_default();
-                    list.push(policy.clone());
-                }
-                Object::AuthenticationPolicy(policy) => {
-                    let list = self
-                        .authentication
-                        .entry(key.namespace.clone())
-                        .or_default();
-                    list.push(policy.clone());
-                }
-                Object::Namespace(_) | Object::ServiceAccount(_) | Object::Deployment(_) => {}
-            }
         }
     }
 
@@ -310,7 +237,9 @@ impl Index {
 
     /// A pod by name.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
-        self.pods.get(&(namespace.to_owned(), name.to_owned()))
+        self.tables
+            .pods
+            .get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// The identity of a pod's service account.
@@ -325,7 +254,7 @@ impl Index {
 
     /// Pods by name, `deploy/NAME`, or the service that leads to them.
     pub fn find_pods(&self, namespace: &str, name: &str) -> Vec<Name> {
-        let in_namespace = self.pods.keys().filter(|(ns, _)| ns == namespace);
+        let in_namespace = self.tables.pods.keys().filter(|(ns, _)| ns == namespace);
         if let Some(owner) = name.strip_prefix("deploy/") {
             return in_namespace
                 .filter(|key| self.owner(key) == owner)
@@ -333,10 +262,10 @@ impl Index {
                 .collect();
         }
         let key = (namespace.to_owned(), name.to_owned());
-        if self.pods.contains_key(&key) {
+        if self.tables.pods.contains_key(&key) {
             return vec![key];
         }
-        let slices = self.slices.get(&key).into_iter().flatten();
+        let slices = self.tables.slices(&key);
         let targets = slices
             .flat_map(|s| &s.endpoints)
             .filter_map(|e| e.target_ref.as_ref());
@@ -352,6 +281,7 @@ impl Index {
     /// going away, where nothing can be made any more.
     pub fn meshed_namespaces(&self) -> BTreeSet<String> {
         let with_sidecars: HashSet<&String> = self
+            .tables
             .pods
             .iter()
             .filter(|(_, pod)| is_meshed(pod))
@@ -394,12 +324,12 @@ impl Index {
             name: pod.metadata.name.clone(),
             uid: pod.metadata.uid.clone(),
         };
-        self.pods.values().filter(should).map(pod).collect()
+        self.tables.pods.values().filter(should).map(pod).collect()
     }
 
     /// Name of the Deployment that a pod belongs to, or its own.
     fn owner(&self, key: &Name) -> String {
-        let pod = self.pods.get(key);
+        let pod = self.tables.pods.get(key);
         let label = pod.and_then(|p| p.metadata.labels.get(LABEL_DEPLOYMENT));
         label.cloned().unwrap_or_else(|| key.1.clone())
     }
@@ -438,17 +368,6 @@ pub fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {
         .collect()
 }
 
-fn attach(routes: &mut HashMap<Name, Vec<Route>>, grpc: bool, route: &HttpRoute) {
-    for parent in parents(&route.metadata, &route.spec.parent_refs) {
-        let routes = routes.entry(parent).or_default();
-        let known = |r: &Route| r.grpc == grpc && r.http.metadata == route.metadata;
-        if !routes.iter().any(known) {
-            let http = route.clone();
-            routes.push(Route { grpc, http });
-        }
-    }
-}
-
 fn attached_to(services: &[Name]) -> Vec<Dependency> {
     services.iter().cloned().map(Dependency::Service).collect()
 }
@@ -478,24 +397,13 @@ fn touches(object: &Object) -> Vec<Dependency> {
     match object {
         Object::Service(service) => {
             let mut touched = vec![Dependency::Service(name), Dependency::Services(namespace)];
-            let addresses = service.cluster_ips();
-            touched.extend(
-                addresses
-                    .iter()
-                    .filter_map(|ip| ip.parse().ok())
-                    .map(Dependency::Address),
-            );
+            let addresses = service_addresses(service);
+            touched.extend(addresses.into_iter().map(Dependency::Address));
             touched
         }
         Object::EndpointSlice(slice) => {
-            let service = slice
-                .metadata
-                .labels
-                .get(LABEL_SERVICE_NAME)
-                .cloned()
-                .unwrap_or_default();
             vec![
-                Dependency::Service((namespace.clone(), service)),
+                Dependency::Service(service_of(slice)),
                 Dependency::Services(namespace),
             ]
         }

@@ -88,7 +88,7 @@ impl Index {
     }
 
     fn has_port(&self, key: &Name, port: Option<u16>) -> bool {
-        let service = self.services.get(key);
+        let service = self.tables.services.get(key);
         service.is_some_and(|s| port.is_none_or(|port| s.spec.ports.iter().any(|p| p.port == port)))
     }
 
@@ -96,7 +96,7 @@ impl Index {
     fn authentication_condition(&self, policy: &AuthenticationPolicy) -> Condition {
         let selects =
             |p: &AuthenticationPolicy, pod| reach(&p.metadata.namespace, &p.spec.target_refs, pod);
-        for pod in self.pods.values() {
+        for pod in self.tables.pods.values() {
             let Some(own) = selects(policy, pod) else {
                 continue;
             };

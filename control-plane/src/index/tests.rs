@@ -232,3 +232,55 @@ fn another_namespaces_service_is_named_only_with_its_grant() {
     assert_eq!(backends(&mut index), both);
     assert_eq!(index.status()[0].conditions[1].reason, "ResolvedRefs");
 }
+
+/// Objects of every kind that a table holds, in variants that share addresses,
+/// services and parents.
+fn variants() -> Vec<Object> {
+    let mut text = String::new();
+    for n in 0..3 {
+        for v in 0..3 {
+            text += &format!(
+                r#"
+---
+{{apiVersion: v1, kind: Service, metadata: {{name: s{n}, namespace: a}}, spec: {{clusterIP: 10.97.0.{v}, ports: [{{port: 80}}]}}}}
+---
+{{apiVersion: v1, kind: Pod, metadata: {{name: p{n}, namespace: a}}, spec: {{containers: [{{name: c}}]}}, status: {{podIPs: [{{ip: 10.96.0.{v}}}, {{ip: "fd00::{n}"}}]}}}}
+---
+{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: e{n}, namespace: a, labels: {{kubernetes.io/service-name: s{v}}}}}, addressType: IPv4, endpoints: []}}
+---
+{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r{n}, namespace: a}}, spec: {{parentRefs: [{{group: "", kind: Service, name: s{v}}}, {{group: "", kind: Service, name: s0, port: 80}}], rules: []}}}}
+---
+{{apiVersion: gateway.networking.k8s.io/v1, kind: GRPCRoute, metadata: {{name: r{n}, namespace: a}}, spec: {{parentRefs: [{{group: "", kind: Service, name: s{v}}}], rules: []}}}}
+---
+{{apiVersion: weft.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {{name: z{n}, namespace: a}}, spec: {{targetRefs: [{{kind: Pod, selector: {{matchLabels: {{app: v{v}}}}}}}], action: Allow, rules: []}}}}
+---
+{{apiVersion: weft.dev/v1alpha1, kind: AuthenticationPolicy, metadata: {{name: n{n}, namespace: a}}, spec: {{targetRefs: [{{kind: Pod, selector: {{matchLabels: {{app: v{v}}}}}}}], mtls: {{mode: Strict}}}}}}
+"#
+            );
+        }
+    }
+    parse_manifests(&text, "test").unwrap()
+}
+
+proptest::proptest! {
+    #[test]
+    fn tables_follow_any_changes(steps in proptest::collection::vec((0usize..63, proptest::bool::ANY), 0..120)) {
+        let variants = variants();
+        let mut index = Index::new(MeshSettings::default());
+        let mut all = BTreeMap::new();
+        for (which, there) in steps {
+            let object = variants[which].clone();
+            let key = object.key();
+            if there {
+                all.insert(key.clone(), object.clone());
+                index.change([(key, Some(object))]);
+            } else {
+                all.remove(&key);
+                index.change([(key, None)]);
+            }
+        }
+        let mut fresh = Index::new(MeshSettings::default());
+        fresh.replace(all);
+        proptest::prop_assert_eq!(index.tables, fresh.tables);
+    }
+}
