@@ -101,7 +101,7 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener, direction: Direct
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = phase.wait_for(|p| *p == Phase::Stopping) => return,
+            _ = phase.wait_for(|p| *p >= Phase::Stopping) => return,
         };
         match accepted {
             Ok((tcp, peer)) => {

@@ -29,6 +29,7 @@ mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::runtime::{Builder, LocalOptions};
@@ -39,6 +40,9 @@ pub use settings::Settings;
 use shared::{Phase, Shared};
 use telemetry::traces::{SpanSender, export};
 use worker::Worker;
+
+/// How long the process waits until what it counted last is taken.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs until the process is told to stop and has drained.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
@@ -59,24 +63,30 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
             settings.clone(),
             cache.clone(),
         ));
-        tokio::spawn(control::watch(
+        let watch = tokio::spawn(control::watch(
             shared.clone(),
             settings.clone(),
             cache,
             wants,
         ));
-        tokio::spawn(export(shared.clone(), span_queue));
+        let export = tokio::spawn(export(shared.clone(), span_queue));
         tokio::spawn(memory::give_back(shared.clone()));
         match settings.require_capture {
             Some(pod) => drop(tokio::spawn(capture::watch(shared.clone(), pod))),
             None => shared.captured.store(true, Ordering::Release),
         }
         let workers = start_workers(&shared, &settings)?;
-        drain::wait_and_drain(shared, &settings).await;
-        for worker in workers {
-            // A worker that panicked has said so.
-            let _ = worker.join();
-        }
+        drain::wait_and_drain(shared.clone(), &settings).await;
+        let joined = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                // A worker that panicked has said so.
+                let _ = worker.join();
+            }
+        });
+        let _ = joined.await;
+        shared.advance(Phase::Gone);
+        let told = async { tokio::join!(watch, export) };
+        let _ = tokio::time::timeout(LAST_WORDS, told).await;
         Ok(())
     })
 }
@@ -127,10 +137,10 @@ fn run_worker(shared: Arc<Shared>, opened: &std::sync::mpsc::Sender<anyhow::Resu
         tokio::task::spawn_local(worker.clone().watch_policy());
         tokio::task::spawn_local(worker.clone().watch_draining());
         let _ = opened.send(Ok(()));
-        let mut phase = shared.phase.subscribe();
-        let _ = phase.wait_for(|phase| *phase == Phase::Stopping).await;
+        shared.reached(Phase::Stopping).await;
         worker.idle.stop();
         drain::wait_for_connections(&shared).await;
+        worker.edges.flush(&shared.registry);
     });
 }
 

@@ -128,6 +128,8 @@ pub enum Phase {
     Leaving,
     /// The application is gone.
     Stopping,
+    /// So is every connection: what was counted last is told.
+    Gone,
 }
 
 /// State shared by all threads.
@@ -294,6 +296,12 @@ impl Shared {
             *phase = (*phase).max(to);
             further
         });
+    }
+
+    /// Until the proxy has gone on to a phase.
+    pub async fn reached(&self, wanted: Phase) {
+        let mut phase = self.phase.subscribe();
+        let _ = phase.wait_for(|phase| *phase >= wanted).await;
     }
 
     /// Whether callers are asked to go elsewhere.

@@ -21,7 +21,7 @@ use super::channel::connect;
 use super::identity::rebuild;
 use crate::config::{Destination, Endpoint, Inbound, Mesh, Refused};
 use crate::settings::Settings;
-use crate::shared::{Shared, Want, unix};
+use crate::shared::{Phase, Shared, Want, unix};
 
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
@@ -40,7 +40,8 @@ const LAPSE: Duration = Duration::from_secs(600);
 /// What this proxy understands, told in the first message.
 pub const CAPABILITIES: [&str; 2] = ["endpoint-delta", "trace"];
 
-/// Follows the control plane until the process ends.
+/// Follows the control plane until every connection is gone, and tells it what
+/// was counted last.
 pub async fn watch(
     shared: Arc<Shared>,
     settings: Arc<Settings>,
@@ -80,6 +81,7 @@ pub async fn watch(
         loop {
             tokio::select! {
                 () = &mut pause => break,
+                () = state.shared.reached(Phase::Gone) => return,
                 Some(Want::Names(names)) = wants.recv() => state.wanted.extend(names),
             }
         }
@@ -115,8 +117,16 @@ async fn session(
         .into_inner();
     let mut report = tokio::time::interval(REPORT);
     let mut flush = tokio::time::interval(FLUSH);
+    let shared = state.shared.clone();
     loop {
         tokio::select! {
+            () = shared.reached(Phase::Gone) => {
+                say.send(message(Say::Report(state.report()))).await?;
+                // The other side ends its half when it has taken everything.
+                drop(say);
+                while responses.message().await?.is_some() {}
+                return Ok(());
+            }
             heard = tokio::time::timeout(SILENCE, responses.message()) => {
                 let heard = heard.context("it has gone silent")??.context("it ended the stream")?;
                 *backoff = MIN_BACKOFF;

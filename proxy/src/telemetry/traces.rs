@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Sta
 use tokio::sync::mpsc;
 
 use super::{EdgeKey, Outcome};
-use crate::shared::Shared;
+use crate::shared::{Phase, Shared};
 
 /// Spans waiting to be sent.
 const QUEUE: usize = 4096;
@@ -121,12 +121,16 @@ impl SpanSender {
     }
 }
 
-/// Sends spans until the process ends.
+/// Sends spans until every connection is gone, and the last ones then.
 pub async fn export(shared: Arc<Shared>, mut queue: mpsc::Receiver<FinishedSpan>) {
     let mut client = None;
     let mut batch = Vec::new();
-    loop {
-        tokio::time::sleep(INTERVAL).await;
+    let mut last = false;
+    while !last {
+        last = tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => false,
+            () = shared.reached(Phase::Gone) => true,
+        };
         while batch.len() < BATCH
             && let Ok(span) = queue.try_recv()
         {
