@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,8 +22,9 @@ const DAEMON_SET: (&str, &str) = ("weft-cni", "weft-cni");
 /// Keeps the plugin installed until the process ends.
 pub async fn keep(args: &Args, socket: &Path) {
     let mut told = String::new();
+    let mut installed = None;
     loop {
-        match install(args, socket) {
+        match install(args, socket, &mut installed) {
             Ok(Some(path)) => {
                 tracing::info!(path = %path.display(), "the plugin is in the node's configuration");
                 told.clear();
@@ -56,12 +57,27 @@ fn configuration(folder: &Path) -> anyhow::Result<PathBuf> {
         .context("the node has no CNI configuration yet")
 }
 
-/// `Some`: something had to be done.
-fn install(args: &Args, socket: &Path) -> anyhow::Result<Option<PathBuf>> {
+/// By which a file is known again without reading it: inode, length, change.
+type Stamp = (u64, u64, i64, i64);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let found = fs::metadata(path).ok()?;
+    Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+}
+
+/// `Some`: something had to be done. `installed` is the program as it was left.
+fn install(
+    args: &Args,
+    socket: &Path,
+    installed: &mut Option<Stamp>,
+) -> anyhow::Result<Option<PathBuf>> {
     let program = args.programs.join(PLUGIN);
-    let wanted = fs::read(&args.plugin).with_context(|| args.plugin.display().to_string())?;
-    if fs::read(&program).ok().as_ref() != Some(&wanted) {
-        replace(&program, &wanted, 0o755)?;
+    if installed.is_none() || stamp(&program) != *installed {
+        let wanted = fs::read(&args.plugin).with_context(|| args.plugin.display().to_string())?;
+        if fs::read(&program).ok().as_ref() != Some(&wanted) {
+            replace(&program, &wanted, 0o755)?;
+        }
+        *installed = stamp(&program);
     }
     let path = configuration(&args.configurations)?;
     let entry =

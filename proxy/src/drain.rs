@@ -23,11 +23,10 @@ pub async fn wait_and_drain(shared: Arc<Shared>, settings: &Settings) {
     ) else {
         return tracing::error!("signals cannot be received");
     };
-    let mut phase = shared.phase.subscribe();
     let drained = tokio::spawn({
-        let mut phase = shared.phase.subscribe();
+        let shared = shared.clone();
         async move {
-            let _ = phase.wait_for(|p| *p >= Phase::Draining).await;
+            shared.reached(Phase::Draining).await;
             tracing::info!("draining");
             tokio::time::Instant::now()
         }
@@ -35,7 +34,7 @@ pub async fn wait_and_drain(shared: Arc<Shared>, settings: &Settings) {
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
-        _ = phase.wait_for(|p| *p >= Phase::Leaving) => {}
+        () = shared.reached(Phase::Leaving) => {}
     }
     shared.advance(Phase::Leaving);
     let since = drained

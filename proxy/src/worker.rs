@@ -209,11 +209,9 @@ impl Worker {
 
     /// When the proxy drains, asks the peers of HTTP/2 connections to leave.
     pub async fn watch_draining(self: Rc<Self>) {
-        let mut phase = self.shared.phase.subscribe();
-        if phase.wait_for(|p| *p >= Phase::Draining).await.is_ok() {
-            for (_, connection) in self.served.connections.borrow().iter() {
-                tokio::task::spawn_local(leave(connection.clone()));
-            }
+        self.shared.reached(Phase::Draining).await;
+        for (_, connection) in self.served.connections.borrow().iter() {
+            tokio::task::spawn_local(leave(connection.clone()));
         }
     }
 

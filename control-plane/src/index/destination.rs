@@ -32,7 +32,11 @@ impl Index {
                     Some((s, s.spec.ports.iter().find(|p| p.port == address.port())?))
                 });
             match port {
-                Some((service, port)) => Kind::Service(self.service(service, port, asker, on)),
+                Some((service, port)) => {
+                    let mut made = self.service(service, port, asker, on);
+                    self.keep_family(ip, &mut made);
+                    Kind::Service(made)
+                }
                 None => nothing(name),
             }
         } else if let Some(pod) = self.tables.pod_at(&ip) {
@@ -231,13 +235,15 @@ impl Index {
             || grants.any(|g| g.spec.allows(kind, own, &service.1))
     }
 
-    /// The ready endpoints of a service's port; where there are none, those
-    /// that are going away but still serve (KEP-1669).
+    /// The ready endpoints of a service's port, of one address family if one is
+    /// given; where there are none, those that are going away but still serve
+    /// (KEP-1669).
     pub(super) fn endpoints(
         &self,
         namespace: &str,
         service: &str,
         port: u16,
+        family: Option<&str>,
         on: &mut Vec<Dependency>,
     ) -> proto::EndpointSet {
         let key = (namespace.to_owned(), service.to_owned());
@@ -252,7 +258,8 @@ impl Index {
         };
         let collect = |wanted: &dyn Fn(&SliceEndpoint) -> bool, on: &mut Vec<Dependency>| {
             let mut endpoints = Vec::new();
-            for slice in self.tables.slices(&key) {
+            let slices = self.tables.slices(&key);
+            for slice in slices.filter(|s| family.is_none_or(|f| s.address_type == f)) {
                 let Some(port) = slice.ports.iter().find(|p| p.name == service_port.name) else {
                     continue;
                 };

@@ -7,6 +7,7 @@
 //! not sent.
 
 mod destination;
+mod family;
 mod inbound;
 mod status;
 mod tables;
@@ -215,8 +216,9 @@ impl Index {
                 let mut parts = rest.split('/');
                 let (namespace, service, port) =
                     (parts.next()?, parts.next()?, parts.next()?.parse().ok()?);
+                let family = parts.next();
                 Some(Body::Endpoints(
-                    self.endpoints(namespace, service, port, on),
+                    self.endpoints(namespace, service, port, family, on),
                 ))
             }
             Some(("name", host)) => Some(Body::NameAnswer(self.name_answer(host, on))),

@@ -233,6 +233,37 @@ fn another_namespaces_service_is_named_only_with_its_grant() {
     assert_eq!(index.status()[0].conditions[1].reason, "ResolvedRefs");
 }
 
+#[test]
+fn a_caller_is_led_to_the_family_that_it_called() {
+    let mut index = index(
+        r#"
+{apiVersion: v1, kind: Service, metadata: {name: both, namespace: shop}, spec: {clusterIP: 10.97.0.9, clusterIPs: [10.97.0.9, "fd00::9"], ports: [{port: 80}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: both-4, namespace: shop, labels: {kubernetes.io/service-name: both}}, addressType: IPv4, ports: [{name: "", port: 8080}], endpoints: [{addresses: [10.96.0.9], conditions: {ready: true, serving: true}}]}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: both-6, namespace: shop, labels: {kubernetes.io/service-name: both}}, addressType: IPv6, ports: [{name: "", port: 8080}], endpoints: [{addresses: ["fd00::10"], conditions: {ready: true, serving: true}}]}
+"#,
+    );
+    let mut led_to = |called: &str| {
+        let name = format!("dest/{called}");
+        let resource = index.resolve(&name, &asker("shop")).unwrap();
+        let Some(Body::Destination(d)) = &resource.body else {
+            panic!()
+        };
+        let Some(proto::destination::Kind::Service(s)) = &d.kind else {
+            panic!("{d:?}")
+        };
+        let set = index.resolve(&s.endpoints, &asker("shop")).unwrap();
+        let Some(Body::Endpoints(set)) = &set.body else {
+            panic!()
+        };
+        let addresses = set.endpoints.iter().map(|e| e.address.clone());
+        addresses.collect::<Vec<_>>()
+    };
+    assert_eq!(led_to("10.97.0.9:80"), ["10.96.0.9:8080"]);
+    assert_eq!(led_to("[fd00::9]:80"), ["[fd00::10]:8080"]);
+}
+
 /// Objects of every kind that a table holds, in variants that share addresses,
 /// services and parents.
 fn variants() -> Vec<Object> {

@@ -1,6 +1,7 @@
 //! What the tests on Kubernetes share: a cluster with the mesh in it, which
 //! `run.sh` has started, and namespaces of their own.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -306,4 +307,60 @@ pub fn counts(ns: &Namespace, caller: &str) -> Vec<Count> {
             .to_owned(),
     };
     ["http", "fresh", "grpc"].map(count).to_vec()
+}
+
+/// What the mesh's accounts asked of the API server so far.
+pub fn audit() -> Vec<Value> {
+    let log = on_node("weft-1-control-plane", "cat /var/log/kubernetes/audit.log").good();
+    log.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+/// The text at a place in a document, or none.
+pub fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    let found = value.pointer(pointer).and_then(Value::as_str);
+    found.unwrap_or_default()
+}
+
+/// Whoever's names begin so was refused nothing, and used every right of these
+/// roles but those that are seldom needed: verb and resource.
+#[track_caller]
+pub fn assert_rights_are_used(accounts: &str, roles: &[&str], seldom: &[(&str, &str)]) {
+    let mut refused: Vec<String> = Vec::new();
+    let mut used: BTreeSet<(String, String)> = BTreeSet::new();
+    for event in audit() {
+        if !text(&event, "/user/username").starts_with(accounts) {
+            continue;
+        }
+        let mut resource = text(&event, "/objectRef/resource").to_owned();
+        let sub = text(&event, "/objectRef/subresource");
+        if !sub.is_empty() {
+            resource = format!("{resource}/{sub}");
+        }
+        let verb = text(&event, "/verb").to_owned();
+        if event["annotations"]["authorization.k8s.io/decision"] == "forbid" {
+            let name = text(&event, "/objectRef/name");
+            refused.push(format!("{verb} {resource} {name}"));
+        }
+        used.insert((verb, resource));
+    }
+    assert_eq!(refused, [""; 0], "rights are missing");
+    let mut unused = Vec::new();
+    for role in roles {
+        let rules = get(role)["rules"].as_array().cloned().expect("rules");
+        for rule in rules {
+            let list = |field: &str| rule[field].as_array().cloned().unwrap_or_default();
+            for resource in list("resources") {
+                for verb in list("verbs") {
+                    let pair = (text(&verb, "").to_owned(), text(&resource, "").to_owned());
+                    if !used.contains(&pair) {
+                        unused.push(pair);
+                    }
+                }
+            }
+        }
+    }
+    unused.retain(|(verb, resource)| !seldom.contains(&(verb.as_str(), resource.as_str())));
+    assert_eq!(unused, [], "rights that nothing used");
 }

@@ -1,25 +1,8 @@
 //! What the control plane does in a cluster, and what it does not.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde_json::Value;
 use weft_kubernetes_tests::*;
-
-/// What the mesh's accounts asked of the API server so far.
-fn audit() -> Vec<Value> {
-    let log = on_node("weft-1-control-plane", "cat /var/log/kubernetes/audit.log").good();
-    log.lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect()
-}
-
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-}
 
 #[test]
 fn a_steady_cluster_sees_no_writes() {
@@ -87,53 +70,17 @@ fn every_right_is_used_and_nothing_is_refused() {
             .as_array()
             .is_some_and(|e| e.iter().any(|e| e["reason"] == "SidecarMissing"))
     });
-    let mut refused: Vec<String> = Vec::new();
-    let mut used: BTreeSet<(String, String)> = BTreeSet::new();
-    for event in audit() {
-        let sub = text(&event, "/objectRef/subresource");
-        let resource = match sub {
-            "" => text(&event, "/objectRef/resource").to_owned(),
-            sub => format!("{}/{sub}", text(&event, "/objectRef/resource")),
-        };
-        if event["annotations"]["authorization.k8s.io/decision"] == "forbid" {
-            refused.push(format!(
-                "{} {resource} {}",
-                text(&event, "/verb"),
-                text(&event, "/objectRef/name")
-            ));
-        }
-        used.insert((text(&event, "/verb").to_owned(), resource));
-    }
-    assert_eq!(refused, [""; 0], "rights are missing");
-    let mut unused = Vec::new();
-    for (kind, name) in [
-        ("clusterrole", "weft-control-plane"),
-        ("-n weft-system role", "weft-control-plane"),
-        ("-n weft-system role", "weft-injector"),
-    ] {
-        for rule in get(&format!("{kind} {name}"))["rules"]
-            .as_array()
-            .expect("rules")
-        {
-            let list = |field: &str| rule[field].as_array().cloned().unwrap_or_default();
-            for resource in list("resources") {
-                for verb in list("verbs") {
-                    let pair = (
-                        verb.as_str().unwrap_or_default().to_owned(),
-                        resource.as_str().unwrap_or_default().to_owned(),
-                    );
-                    if !used.contains(&pair) {
-                        unused.push(pair);
-                    }
-                }
-            }
-        }
-    }
     // The issuer is written once a year; server-side apply needs the right to
     // create what it makes, and is recorded as a patch.
-    let seldom = [("update", "secrets"), ("create", "configmaps")];
-    unused.retain(|(verb, resource)| !seldom.contains(&(verb.as_str(), resource.as_str())));
-    assert_eq!(unused, [], "rights that nothing used");
+    assert_rights_are_used(
+        "system:serviceaccount:weft-system:",
+        &[
+            "clusterrole weft-control-plane",
+            "-n weft-system role weft-control-plane",
+            "-n weft-system role weft-injector",
+        ],
+        &[("update", "secrets"), ("create", "configmaps")],
+    );
 }
 
 #[test]

@@ -162,6 +162,12 @@ fn pods_without_rights_are_captured_and_none_runs_unredirected() {
     ns.call("deployment/client", "http://web:8080/").good();
     eventually("its count with mutual TLS", 15, || called() > before);
 
+    assert_rights_are_used(
+        "system:serviceaccount:weft-cni:",
+        &["clusterrole weft-cni", "-n weft-cni role weft-cni"],
+        &[],
+    );
+
     // And it goes as it came.
     drop(plugin);
     for node in NODES {
