@@ -96,3 +96,71 @@ fn a_missing_kind_is_told_and_what_runs_goes_on() {
         assert!(count.good > 20 && count.bad == 0, "{count:?}");
     }
 }
+
+#[test]
+fn pods_without_a_sidecar_are_evicted_where_asked() {
+    let _alone = alone();
+    let ns = Namespace::plain("evicted");
+    ns.apply(&server("web", 1));
+    ns.ready("web");
+    k("label namespace evicted weft.dev/injection=enabled");
+    let _settings = Settings::set("controlPlane.evictUnmeshed=true");
+    eventually("a replacement with a sidecar", 90, || {
+        let pods = ns.get("pods -l weft.dev/injected=true");
+        pods["items"]
+            .as_array()
+            .is_some_and(|pods| !pods.is_empty())
+    });
+    ns.ready("web");
+}
+
+#[test]
+fn an_uninstallation_leaves_nothing_behind_and_what_runs_runs_on() {
+    let _alone = alone();
+    let ns = Namespace::meshed("left");
+    ns.apply(&(server("web", 1) + &server("client", 1)));
+    ns.ready("web");
+    ns.ready("client");
+    ns.call("deployment/client", "http://web:8080/").good();
+    let refused = meshctl(&["uninstall"]);
+    assert!(
+        refused.code != 0 && refused.err.contains("--force"),
+        "{refused:?}"
+    );
+    meshctl(&["uninstall", "--force"]).good();
+    for kind in [
+        "clusterroles",
+        "clusterrolebindings",
+        "mutatingwebhookconfigurations",
+        "validatingwebhookconfigurations",
+        "namespaces",
+    ] {
+        let left = k(&format!(
+            "get {kind} -l app.kubernetes.io/part-of=weft -o name"
+        ));
+        assert_eq!(left, "", "{kind}");
+    }
+    assert!(
+        k("get configmaps -A -o name")
+            .lines()
+            .all(|l| !l.contains("weft"))
+    );
+    // What operators wrote stays, and so does what pods know.
+    k("get crd authorizationpolicies.weft.dev");
+    ns.call("deployment/client", "http://web:8080/").good();
+
+    // A mesh that is installed again has another root.
+    meshctl(&["install"]).good();
+    ns.k("rollout restart deployment");
+    ns.ready("web");
+    ns.ready("client");
+    eventually("a call in the new mesh", 30, || {
+        ns.call("deployment/client", "http://web:8080/").code == 0
+    });
+    eventually("mutual TLS", 15, || {
+        let edges = ns.edges();
+        edges
+            .iter()
+            .any(|e| e["source"] == "client" && e["mtls"] == true)
+    });
+}
