@@ -146,6 +146,8 @@ pub fn edges(args: &StatArgs) -> anyhow::Result<ExitCode> {
             };
             let identities = match r.mtls {
                 true => format!("{} > {}", r.source_identity, r.destination_identity),
+                // The caller closed before anybody was called.
+                false if r.destination.is_empty() => "-".to_owned(),
                 false => "plaintext".to_owned(),
             };
             vec![

@@ -56,11 +56,10 @@ fn sidecars_are_ordinary_containers_where_the_cluster_is_too_old() {
     for count in counts(&ns, "load") {
         assert_eq!(count.bad, 0, "{count:?}");
     }
-    assert!(
-        ns.edges().iter().all(|e| e["mtls"] == true),
-        "{:?}",
-        ns.edges()
-    );
+    // A connection that its client gave up unused has no callee.
+    let mut edges = ns.edges();
+    edges.retain(|e| e["destination"] != "");
+    assert!(edges.iter().all(|e| e["mtls"] == true), "{edges:?}");
 }
 
 #[test]
