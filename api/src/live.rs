@@ -2,21 +2,23 @@
 
 use serde_json::Value;
 
+use crate::load::KINDS;
 use crate::{Object, Problem, parse_object};
 
-const LIVE: [&str; 5] = [
-    "HTTPRoute",
-    "GRPCRoute",
-    "ReferenceGrant",
-    "AuthorizationPolicy",
-    "AuthenticationPolicy",
-];
+/// Kubernetes' own kinds are read elsewhere, and more leniently.
+fn is_custom(kind: &str) -> bool {
+    let groups = ["gateway.networking.k8s.io/", "weft.dev/"];
+    let custom = |version: &str| groups.iter().any(|group| version.starts_with(group));
+    KINDS
+        .iter()
+        .any(|(k, version)| *k == kind && custom(version))
+}
 
 /// An object of one of these kinds, as an API server holds it: with what that
 /// adds to its metadata, and, in a route, with parents that are other
 /// implementations' to run. `None`: nothing in it concerns the mesh.
 pub fn parse_live(kind: &str, mut document: Value) -> Result<Option<Object>, Vec<Problem>> {
-    if !LIVE.contains(&kind) {
+    if !is_custom(kind) {
         return Ok(None);
     }
     if let Some(metadata) = document

@@ -31,7 +31,7 @@ impl fmt::Display for LoadError {
 impl std::error::Error for LoadError {}
 
 /// The version under which each kind is understood.
-const KINDS: &[(&str, &str)] = &[
+pub(crate) const KINDS: &[(&str, &str)] = &[
     ("Namespace", "v1"),
     ("ServiceAccount", "v1"),
     ("Service", "v1"),

@@ -24,8 +24,6 @@ pub struct Finding {
 
 /// An issuer ought to be renewed this long before its end.
 const ISSUER_DAYS: u64 = 30;
-/// Clocks that are further apart are told of.
-const MAX_SKEW_MILLIS: u64 = 60_000;
 
 pub fn run(args: &MeshArgs) -> anyhow::Result<ExitCode> {
     let mut findings = Vec::new();
@@ -148,7 +146,7 @@ fn check_proxies(known: &ProxiesResponse, findings: &mut Vec<Finding>) {
                 about,
                 "its certificate has ended: see its log".to_owned(),
             );
-        } else if proxy.clock_skew_millis.unsigned_abs() > MAX_SKEW_MILLIS {
+        } else if proxy.clock_skew_millis.unsigned_abs() > weft_proto::MAX_CLOCK_SKEW_MILLIS {
             add(
                 "error",
                 about,

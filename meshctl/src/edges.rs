@@ -124,11 +124,12 @@ pub fn edges(args: &StatArgs) -> anyhow::Result<ExitCode> {
         .map(|(key, e)| row(key, e, seconds))
         .collect();
     rows.sort_by(|a, b| {
-        let order = |r: &Row| {
-            let places = (r.source.clone(), r.destination.clone());
-            (places, r.service.clone(), r.route.clone())
-        };
-        order(a).cmp(&order(b))
+        (&a.source, &a.destination, &a.service, &a.route).cmp(&(
+            &b.source,
+            &b.destination,
+            &b.service,
+            &b.route,
+        ))
     });
     print(args.mesh.output, &rows, || {
         let cells = rows.iter().map(|r| {

@@ -5,6 +5,10 @@
 
 tonic::include_proto!("weft.v1");
 
+/// Clocks of a proxy and its control plane that differ by more are told of:
+/// certificates are valid from five minutes before they are made, and no earlier.
+pub const MAX_CLOCK_SKEW_MILLIS: u64 = 60_000;
+
 /// What a status says, without what its transport adds.
 pub fn brief(status: &tonic::Status) -> String {
     let text = match status.message() {

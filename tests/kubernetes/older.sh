@@ -4,8 +4,9 @@
 # by its commit. Prints nothing where the clone does not hold that release.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-version_at() { git show "$1:Cargo.toml" 2>/dev/null | sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p'; }
-current=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+version() { sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p'; }
+version_at() { git show "$1:Cargo.toml" 2>/dev/null | version; }
+current=$(version <Cargo.toml)
 
 # The newest tag of another version; without tags, the last commit before the version changed.
 find_older() {

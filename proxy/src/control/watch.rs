@@ -28,9 +28,6 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// A control plane that has said nothing for this long is taken for lost; it
 /// says something every five seconds.
 const SILENCE: Duration = Duration::from_secs(20);
-/// Clocks that differ by more are told of: certificates are valid from five
-/// minutes before they are made, and no earlier.
-const MAX_SKEW_MILLIS: u64 = 60_000;
 const REPORT: Duration = Duration::from_secs(2);
 /// What has changed is in the cache after this time.
 const FLUSH: Duration = Duration::from_millis(200);
@@ -227,7 +224,7 @@ impl State {
                 let now = now.unwrap_or_default().as_millis() as i64;
                 let skew = heartbeat.unix_millis.saturating_sub(now);
                 let before = self.shared.clock_skew_millis.swap(skew, Ordering::Relaxed);
-                let far = |skew: i64| skew.unsigned_abs() > MAX_SKEW_MILLIS;
+                let far = |skew: i64| skew.unsigned_abs() > proto::MAX_CLOCK_SKEW_MILLIS;
                 if far(skew) && !far(before) {
                     tracing::warn!(
                         skew_seconds = skew / 1000,

@@ -255,6 +255,23 @@ fn get_names(namespace: &str) -> Vec<String> {
     ran.out.lines().map(name).collect()
 }
 
+/// A setting of the whole mesh, until the test ends.
+pub struct Setting;
+
+impl Setting {
+    /// `NAME=VALUE`, as `meshctl upgrade --set` takes it.
+    pub fn set(setting: &str) -> Self {
+        meshctl(&["upgrade", "--set", setting]).good();
+        Self
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        meshctl(&["upgrade"]);
+    }
+}
+
 /// A Deployment of the workload, with a Service of the same name.
 pub fn deployment(name: &str, replicas: u32, args: &str, more: &str) -> String {
     let service = format!(
@@ -285,11 +302,12 @@ pub struct Count {
 }
 
 /// A Deployment that calls a server's ports 20 times a second each, and counts.
-pub fn load(name: &str, host: &str) -> String {
+/// `more` is a part of its pods' spec.
+pub fn load(name: &str, host: &str, more: &str) -> String {
     format!(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  \
          selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
-         containers: [{{name: app, image: {WORKLOAD}, args: [load, --host={host}]}}]\n---\n"
+         {more}\n      containers: [{{name: app, image: {WORKLOAD}, args: [load, --host={host}]}}]\n---\n"
     )
 }
 

@@ -82,15 +82,8 @@ fn scale(namespace: &str, name: &str, replicas: u32) {
     ));
 }
 
-/// A caller on the node that is not drained.
-fn callers() -> String {
-    format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: load}}\nspec:\n  \
-         selector: {{matchLabels: {{app: load}}}}\n  template:\n    metadata: {{labels: {{app: load}}}}\n    spec:\n      \
-         nodeSelector: {{node-role.kubernetes.io/control-plane: \"\"}}\n      tolerations: [{{operator: Exists}}]\n      \
-         containers: [{{name: app, image: {WORKLOAD}, args: [load, --host=web.{NAMESPACE}.svc]}}]\n"
-    )
-}
+/// For callers: the node that is not drained.
+const STAYS: &str = "nodeSelector: {node-role.kubernetes.io/control-plane: \"\"}\n      tolerations: [{operator: Exists}]";
 
 #[test]
 fn orderly_changes_lose_no_request() {
@@ -103,7 +96,7 @@ fn orderly_changes_lose_no_request() {
     );
     web.ready("web");
     for namespace in [&web, &plain] {
-        namespace.apply(&callers());
+        namespace.apply(&load("load", &format!("web.{NAMESPACE}.svc"), STAYS));
         namespace.ready("load");
     }
     let callers = [(&web, "meshed"), (&plain, "unmeshed")];

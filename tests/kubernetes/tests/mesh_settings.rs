@@ -11,26 +11,10 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Settings of the whole mesh, until the test ends.
-struct Settings;
-
-impl Settings {
-    fn set(setting: &str) -> Self {
-        meshctl(&["upgrade", "--set", setting]).good();
-        Self
-    }
-}
-
-impl Drop for Settings {
-    fn drop(&mut self) {
-        meshctl(&["upgrade"]);
-    }
-}
-
 #[test]
 fn sidecars_are_ordinary_containers_where_the_cluster_is_too_old() {
     let _alone = alone();
-    let _settings = Settings::set("proxy.nativeSidecars=false");
+    let _settings = Setting::set("proxy.nativeSidecars=false");
     let ns = Namespace::meshed("ordinary");
     ns.apply(&server("web", 2));
     ns.ready("web");
@@ -41,7 +25,7 @@ fn sidecars_are_ordinary_containers_where_the_cluster_is_too_old() {
         spec["containers"][0]["restartPolicy"],
         serde_json::Value::Null
     );
-    ns.apply(&load("load", "web"));
+    ns.apply(&load("load", "web", ""));
     ns.ready("load");
     eventually("the load", 30, || {
         counts(&ns, "load").iter().all(|c| c.good > 20)
@@ -69,7 +53,7 @@ fn a_missing_kind_is_told_and_what_runs_goes_on() {
     let ns = Namespace::meshed("missing");
     ns.apply(&server("web", 1));
     ns.ready("web");
-    ns.apply(&load("load", "web"));
+    ns.apply(&load("load", "web", ""));
     ns.ready("load");
     k(&format!("delete crd {CRD}"));
     let told = || {
@@ -103,7 +87,7 @@ fn pods_without_a_sidecar_are_evicted_where_asked() {
     ns.apply(&server("web", 1));
     ns.ready("web");
     k("label namespace evicted weft.dev/injection=enabled");
-    let _settings = Settings::set("controlPlane.evictUnmeshed=true");
+    let _settings = Setting::set("controlPlane.evictUnmeshed=true");
     eventually("a replacement with a sidecar", 90, || {
         let pods = ns.get("pods -l weft.dev/injected=true");
         pods["items"]

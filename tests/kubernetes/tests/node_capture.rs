@@ -6,22 +6,6 @@ use weft_kubernetes_tests::*;
 const NODES: [&str; 2] = ["weft-1-control-plane", "weft-1-worker"];
 const CHAIN: &str = "/etc/cni/net.d/10-weft-kind.conflist";
 
-/// The plugin in all nodes, until the test ends.
-struct Plugin;
-
-impl Plugin {
-    fn install() -> Self {
-        meshctl(&["upgrade", "--set", "cni.enabled=true"]).good();
-        Self
-    }
-}
-
-impl Drop for Plugin {
-    fn drop(&mut self) {
-        meshctl(&["upgrade"]);
-    }
-}
-
 fn is_chained(node: &str) -> bool {
     on_node(node, &format!("cat {CHAIN}"))
         .out
@@ -58,7 +42,7 @@ fn restricted(name: &str, args: &str) -> String {
 
 #[test]
 fn pods_without_rights_are_captured_and_none_runs_unredirected() {
-    let plugin = Plugin::install();
+    let plugin = Setting::set("cni.enabled=true");
     for node in NODES {
         eventually("the plugin in the chain", 30, || is_chained(node));
     }

@@ -67,14 +67,14 @@ fn neighbouring_releases_interoperate_and_an_upgrade_loses_nothing() {
     let ns = Namespace::meshed("skew");
     ns.apply(&server("newer", 1));
     ns.ready("newer");
-    ns.apply(&load("load-newer", "newer"));
+    ns.apply(&load("load-newer", "newer", ""));
     ns.ready("load-newer");
 
     // Newer proxies, older control plane: an upgrade that was taken back.
     older(&["upgrade"]).good();
     ns.apply(&server("older", 1));
     ns.ready("older");
-    ns.apply(&load("load-older", "older"));
+    ns.apply(&load("load-older", "older", ""));
     ns.ready("load-older");
     assert_ne!(sidecar(&ns, "newer"), sidecar(&ns, "older"));
     works_together(&ns);
