@@ -135,7 +135,7 @@ fn run_worker(shared: Arc<Shared>, opened: &std::sync::mpsc::Sender<anyhow::Resu
         }
         tokio::task::spawn_local(worker.clone().tick());
         tokio::task::spawn_local(worker.clone().watch_policy());
-        tokio::task::spawn_local(worker.clone().watch_draining());
+        tokio::task::spawn_local(worker.clone().watch_phase());
         let _ = opened.send(Ok(()));
         shared.reached(Phase::Stopping).await;
         worker.idle.stop();

@@ -304,9 +304,9 @@ impl Shared {
         let _ = phase.wait_for(|phase| *phase >= wanted).await;
     }
 
-    /// Whether callers are asked to go elsewhere.
-    pub fn is_draining(&self) -> bool {
-        *self.phase.borrow() >= Phase::Draining
+    /// Whether the proxy has gone on to a phase.
+    pub fn has_reached(&self, phase: Phase) -> bool {
+        *self.phase.borrow() >= phase
     }
 
     /// What is known, for `/config`.

@@ -94,7 +94,7 @@ pub fn exchange<'a>(
     let span = Span::begin(side, Rc::make_mut(&mut head));
     let grpc = head.is_grpc();
     let keeps_alive = h1::keeps_alive(&head.fields, head.version);
-    let close = !keeps_alive || side.worker().shared.is_draining();
+    let close = !keeps_alive || side.peer_leaves();
     let mut planned = match side.plan(&head) {
         Err(response) => Err((response, head)),
         Ok(plan) => {
@@ -159,7 +159,7 @@ async fn respond(
     let id = format!("{:016x}", side.worker().random());
     // A body that nobody reads would be taken for the next request.
     let next = match framing {
-        Framing::None if !side.worker().shared.is_draining() => Next::Continue,
+        Framing::None if !side.peer_leaves() => Next::Continue,
         _ => Next::Close,
     };
     response.send(down, grpc, head.version, &id, next == Next::Close);

@@ -431,3 +431,34 @@ proptest! {
         });
     }
 }
+
+#[test]
+fn callers_are_asked_to_leave_with_the_answer_after_which_they_wait_for_none() {
+    run(async {
+        let (client, server) = pair().await;
+        let connection = Connection::new(Role::Server, Dialect::Standard);
+        tokio::task::spawn_local({
+            let connection = connection.clone();
+            async move {
+                drive(connection, Io::plain(server), Vec::new(), |stream, head| {
+                    tokio::task::spawn_local(echo(stream, head));
+                })
+                .await
+            }
+        });
+        let (client, driven) = h2::client::handshake(client).await.unwrap();
+        let ended = tokio::task::spawn_local(driven);
+        let mut client = client.ready().await.unwrap();
+        connection.announce_shutdown_with_answer();
+        let request = || http::Request::post("http://a/echo").body(()).unwrap();
+        let (late, mut upload) = client.send_request(request(), false).unwrap();
+        let (answer, _) = client.send_request(request(), true).unwrap();
+        their_body(answer.await.unwrap().body_mut()).await;
+        let mut client = client.ready().await.unwrap();
+        upload.send_data(Bytes::new(), true).unwrap();
+        // No request that follows the last answer comes too late to be held back.
+        their_body(late.await.unwrap().body_mut()).await;
+        assert!(poll_fn(|cx| client.poll_ready(cx)).await.is_err());
+        ended.await.unwrap().unwrap();
+    });
+}

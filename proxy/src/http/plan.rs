@@ -14,6 +14,7 @@ use weft_policy::url::location;
 use super::head::RequestHead;
 use super::local::LocalResponse;
 use crate::config::{Backend, Destination, Inbound, Rule};
+use crate::shared::Phase;
 use crate::telemetry::{Edge, EdgeKey, Flag};
 use crate::upstream::{Balancer, LocalEndpoint};
 use crate::worker::{LocalDestination, Worker, outbound_key};
@@ -93,6 +94,20 @@ impl Side {
             Self::Outbound(side) => &side.worker,
             Self::Inbound(side) => &side.worker,
         }
+    }
+
+    /// When the connection's peer is asked to leave: callers as soon as the pod
+    /// is to end, the application when it ought to be gone.
+    pub fn leaves(&self) -> Phase {
+        match self {
+            Self::Outbound(_) => Phase::Stopping,
+            Self::Inbound(_) => Phase::Draining,
+        }
+    }
+
+    /// Whether that time has come.
+    pub fn peer_leaves(&self) -> bool {
+        self.worker().shared.has_reached(self.leaves())
     }
 
     /// Decides. An error is the response to send instead.

@@ -134,7 +134,9 @@ async fn linger(message: &mut Message) {
 pub async fn serve_h2(side: Rc<Side>, io: Io, initial: Vec<u8>, dialect: Dialect) {
     let connection = Connection::new(Role::Server, dialect);
     let worker = side.worker().clone();
-    let _served = worker.served.register(&worker, connection.clone());
+    let _served = worker
+        .served
+        .register(&worker, side.leaves(), connection.clone());
     let ended = drive(connection.clone(), io, initial, |stream, head| {
         let side = side.clone();
         // Boxed: the runtime moves a task several times before it runs.

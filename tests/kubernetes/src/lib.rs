@@ -294,7 +294,8 @@ pub fn server(name: &str, replicas: u32) -> String {
 /// What a caller made by [`load`] has counted of one kind of calls.
 #[derive(Debug, Clone)]
 pub struct Count {
-    /// `http` (connections are kept), `fresh` (a new one each time), `grpc`.
+    /// `http` (connections are kept), `fresh` (a new one each time), `grpc` and
+    /// `channel` (tonic's, which does not repeat what it has not sent yet).
     pub kind: &'static str,
     pub good: u64,
     pub bad: u64,
@@ -324,7 +325,7 @@ pub fn counts(ns: &Namespace, caller: &str) -> Vec<Count> {
             .unwrap_or_default()
             .to_owned(),
     };
-    ["http", "fresh", "grpc"].map(count).to_vec()
+    ["http", "fresh", "grpc", "channel"].map(count).to_vec()
 }
 
 /// What the mesh's accounts asked of the API server so far.

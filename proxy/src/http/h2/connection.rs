@@ -101,6 +101,8 @@ pub(super) struct State {
     pub goaway: Option<u32>,
     /// We take no streams above this; 0x7fffffff while announcing only.
     pub goaway_sent: Option<u32>,
+    /// The peer is told to leave with the next answer after which it waits for none.
+    leaving: bool,
     pub closing: bool,
     pub closed: bool,
     /// Streams that we reset lately: what the peer had sent on them before it
@@ -195,6 +197,7 @@ impl Connection {
                 overhead_since: now,
                 goaway: None,
                 goaway_sent: None,
+                leaving: false,
                 closing: false,
                 closed: false,
                 reset_lately: std::collections::VecDeque::new(),
@@ -254,24 +257,18 @@ impl Connection {
     /// Says that no further streams are wanted, without refusing any that are
     /// on their way (first phase of RFC 9113 section 6.8).
     pub fn announce_shutdown(&self) {
-        let mut state = self.state.borrow_mut();
-        if state.goaway_sent.is_none() && !state.closed {
-            state.goaway_sent = Some(0x7fff_ffff);
-            frame::put_goaway(&mut state.out, 0x7fff_ffff, ErrorCode::NoError);
-            // Its answer comes after everything that was sent before the peer knew.
-            frame::put_ping(&mut state.out, false, LEAVING);
-            state.wake_driver();
-        }
+        self.state.borrow_mut().announce_shutdown();
+    }
+
+    /// Says so together with the end of the next answer after which the peer
+    /// waits for no other.
+    pub fn announce_shutdown_with_answer(&self) {
+        self.state.borrow_mut().leaving = true;
     }
 
     /// What is spoken on it.
     pub fn dialect(&self) -> Dialect {
         self.state.borrow().dialect
-    }
-
-    /// Whether no request is under way.
-    pub fn is_quiet(&self) -> bool {
-        self.state.borrow().streams.is_empty()
     }
 
     /// Takes no further streams, and closes when those open have ended.
@@ -319,7 +316,7 @@ impl Connection {
         let mut state = self.state.borrow_mut();
         state.send_window -= data.len() as i64;
         frame::put_data(&mut state.out, id, data, end);
-        state.wake_driver();
+        state.said(end);
     }
 
     pub(super) fn put_trailers(&self, id: u32, fields: &Fields) {
@@ -328,7 +325,7 @@ impl Connection {
         frame::put_headers(&mut state.out, id, true, |out| {
             block::put_fields(out, fields, dialect)
         });
-        state.wake_driver();
+        state.said(true);
     }
 
     pub(super) fn put_response(&self, id: u32, head: &ResponseHead, end: bool) {
@@ -337,7 +334,7 @@ impl Connection {
         frame::put_headers(&mut state.out, id, end, |out| {
             block::put_response(out, head, dialect)
         });
-        state.wake_driver();
+        state.said(end);
     }
 
     pub(super) fn put_reset(&self, id: u32, code: ErrorCode) {
@@ -396,6 +393,26 @@ const MAX_RESET: usize = 64;
 pub(super) const LEAVING: [u8; 8] = *b"weftgone";
 
 impl State {
+    /// Something is to be sent on a stream. `end`: it was the last.
+    fn said(&mut self, end: bool) {
+        if end && self.leaving && self.streams.len() <= 1 {
+            self.announce_shutdown();
+        }
+        self.wake_driver();
+    }
+
+    /// The first phase of a shutdown.
+    fn announce_shutdown(&mut self) {
+        if self.goaway_sent.is_some() || self.closed {
+            return;
+        }
+        self.goaway_sent = Some(0x7fff_ffff);
+        frame::put_goaway(&mut self.out, 0x7fff_ffff, ErrorCode::NoError);
+        // Its answer comes after everything that was sent before the peer knew.
+        frame::put_ping(&mut self.out, false, LEAVING);
+        self.wake_driver();
+    }
+
     /// The second phase of a shutdown.
     pub(super) fn shutdown(&mut self) {
         if self.closing || self.closed {
