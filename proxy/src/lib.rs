@@ -138,7 +138,6 @@ fn run_worker(shared: Arc<Shared>, opened: &std::sync::mpsc::Sender<anyhow::Resu
         tokio::task::spawn_local(worker.clone().watch_phase());
         let _ = opened.send(Ok(()));
         shared.reached(Phase::Stopping).await;
-        worker.idle.stop();
         drain::wait_for_connections(&shared).await;
         worker.edges.flush(&shared.registry);
     });

@@ -118,9 +118,10 @@ pub enum Want {
 }
 
 /// How far the proxy is on its way out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Serving.
+    #[default]
     Running,
     /// Asking callers to go elsewhere; still accepting.
     Draining,

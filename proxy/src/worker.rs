@@ -19,10 +19,13 @@ use crate::shared::{Phase, Shared, Slot};
 use crate::telemetry::{Edge, EdgeKey, WorkerEdges};
 use crate::upstream::{Balancer, LocalEndpoint};
 
-/// For a peer that has been asked to leave to say that it knows.
+/// For a peer that has been asked to leave to do so.
 const GRACE: Duration = Duration::from_secs(3);
-/// For an answer to go with.
+/// For an answer to ask it with.
 const ANSWER: Duration = Duration::from_secs(1);
+/// A connection that was not used for this long is not about to be: twice the
+/// tick of the clock.
+const UNUSED: Duration = Duration::from_secs(2);
 /// A destination that was not used for this long is let go.
 const LAPSE: Duration = Duration::from_secs(120);
 
@@ -181,6 +184,9 @@ impl Worker {
             interval.tick().await;
             let now = Instant::now();
             clock::set(now);
+            if self.idle.phase.get() >= Phase::Draining {
+                self.idle.look_again();
+            }
             self.edges.flush(&self.shared.registry);
             let endpoints: Vec<_> = self.endpoints.borrow().values().cloned().collect();
             for endpoint in endpoints {
@@ -204,10 +210,11 @@ impl Worker {
         }
     }
 
-    /// Asks the peers of HTTP/2 connections to leave when it is time.
+    /// Asks the peers of connections to leave when it is time.
     pub async fn watch_phase(self: Rc<Self>) {
         for now in [Phase::Draining, Phase::Stopping] {
             self.shared.reached(now).await;
+            self.idle.enter(now);
             for (_, (leaves, connection)) in self.served.connections.borrow().iter() {
                 if *leaves == now {
                     tokio::task::spawn_local(leave(connection.clone()));
@@ -411,8 +418,10 @@ impl Drop for ServedGuard {
     }
 }
 
-/// Both phases of a shutdown (RFC 9113 section 6.8). The second follows as soon
-/// as the peer has answered the first; one that does not is given up.
+/// Both phases of a shutdown (RFC 9113 section 6.8). A peer that knows the first
+/// ends the connection when it has its answers. The second is for those that do
+/// not, and comes late: no answer to a PING tells that nothing is on its way
+/// (h2 sends it before requests that wait to be sent).
 ///
 /// Many clients lose a request that they begin when GOAWAY reaches them, though
 /// it could be sent again, hyper's among them. Those that are not proxies of the
@@ -429,31 +438,53 @@ async fn leave(connection: Rc<Connection>) {
     connection.shutdown();
 }
 
-/// Connections between requests: they end when the proxy stops.
-#[derive(Default)]
+/// Connections of HTTP/1 between requests. Each answer of a proxy that drains
+/// ends its connection; one that is not used for a while then ends by itself,
+/// before the application is gone, and all do when the proxy stops.
 pub struct IdleConnections {
-    stopping: Cell<bool>,
+    phase: Cell<Phase>,
+    phase_began: Cell<Instant>,
     wakers: RefCell<Slab<Waker>>,
+}
+
+impl Default for IdleConnections {
+    fn default() -> Self {
+        Self {
+            phase: Cell::default(),
+            phase_began: Cell::new(Instant::now()),
+            wakers: RefCell::default(),
+        }
+    }
 }
 
 /// A connection's place among the idle ones, until it is dropped.
 pub struct IdleGuard<'a> {
     idle: &'a IdleConnections,
     key: Option<usize>,
+    leaves: Phase,
+    since: Instant,
 }
 
 impl IdleConnections {
-    /// A place for a connection.
-    pub fn register(&self) -> IdleGuard<'_> {
+    /// A place for a connection whose peer is to leave in a phase.
+    pub fn register(&self, leaves: Phase) -> IdleGuard<'_> {
         IdleGuard {
             idle: self,
             key: None,
+            leaves,
+            since: clock::coarse(),
         }
     }
 
-    /// Ends them, and those that become idle.
-    pub fn stop(&self) {
-        self.stopping.set(true);
+    /// A phase has begun.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.phase_began.set(Instant::now());
+        self.look_again();
+    }
+
+    /// Has all look again whether they must end.
+    fn look_again(&self) {
         for (_, waker) in self.wakers.borrow().iter() {
             waker.wake_by_ref();
         }
@@ -461,14 +492,23 @@ impl IdleConnections {
 }
 
 impl IdleGuard<'_> {
-    /// Whether the proxy stops; otherwise the task is woken when it does.
+    /// A request has been answered, or the first is waited for.
+    pub fn begin(&mut self) {
+        self.since = clock::coarse();
+    }
+
+    /// Whether the connection must end; otherwise the task is woken to look
+    /// again.
     pub fn must_end(&mut self, waker: &Waker) -> bool {
         let mut wakers = self.idle.wakers.borrow_mut();
         match self.key.and_then(|key| wakers.get_mut(key)) {
             Some(known) => known.clone_from(waker),
             None => self.key = Some(wakers.insert(waker.clone())),
         }
-        self.idle.stopping.get()
+        let phase = self.idle.phase.get();
+        let since = self.since.max(self.idle.phase_began.get());
+        phase >= Phase::Stopping
+            || (phase >= self.leaves && clock::coarse().duration_since(since) >= UNUSED)
     }
 }
 

@@ -25,9 +25,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Serves HTTP/1 until the connection ends.
 pub async fn serve_h1(side: &Side, io: Io) {
     let mut leg = Leg::H1(Box::new(Message::new(io)));
-    let mut idle = side.worker().idle.register();
+    let mut idle = side.worker().idle.register(side.leaves());
     loop {
         let Leg::H1(message) = &mut leg else { return };
+        idle.begin();
         match next_request(message, &mut idle).await {
             Ok(Some((head, framing))) => {
                 message.start_reading(framing);

@@ -303,12 +303,15 @@ pub struct Count {
 }
 
 /// A Deployment that calls a server's ports 20 times a second each, and counts.
-/// `more` is a part of its pods' spec.
+/// It has a share of the CPU: a caller that stands still for as long as others
+/// want it sends on connections that have ended meanwhile. `more` is a part of
+/// its pods' spec.
 pub fn load(name: &str, host: &str, more: &str) -> String {
     format!(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  \
          selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
-         {more}\n      containers: [{{name: app, image: {WORKLOAD}, args: [load, --host={host}]}}]\n---\n"
+         {more}\n      containers: [{{name: app, image: {WORKLOAD}, args: [load, --host={host}], \
+         resources: {{requests: {{cpu: 200m}}}}}}]\n---\n"
     )
 }
 

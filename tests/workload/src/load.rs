@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
@@ -100,7 +100,8 @@ fn spawn(
             Ok(()) => count.good += 1,
             Err(error) => {
                 count.bad += 1;
-                count.last_error = format!("{error:#}");
+                let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+                count.last_error = format!("at {:.3}: {error:#}", at.as_secs_f64());
             }
         }
     });

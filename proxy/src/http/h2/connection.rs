@@ -273,7 +273,15 @@ impl Connection {
 
     /// Takes no further streams, and closes when those open have ended.
     pub fn shutdown(&self) {
-        self.state.borrow_mut().shutdown();
+        let mut state = self.state.borrow_mut();
+        if state.closing || state.closed {
+            return;
+        }
+        state.closing = true;
+        let last = state.last_peer_stream;
+        state.goaway_sent = Some(last);
+        frame::put_goaway(&mut state.out, last, ErrorCode::NoError);
+        state.wake_driver();
     }
 
     /// Notices a peer that is gone: called about once a second. A peer that has
@@ -389,9 +397,6 @@ impl Connection {
 /// Streams remembered as reset by us.
 const MAX_RESET: usize = 64;
 
-/// Payload of the PING that goes with the first phase of a shutdown.
-pub(super) const LEAVING: [u8; 8] = *b"weftgone";
-
 impl State {
     /// Something is to be sent on a stream. `end`: it was the last.
     fn said(&mut self, end: bool) {
@@ -408,20 +413,6 @@ impl State {
         }
         self.goaway_sent = Some(0x7fff_ffff);
         frame::put_goaway(&mut self.out, 0x7fff_ffff, ErrorCode::NoError);
-        // Its answer comes after everything that was sent before the peer knew.
-        frame::put_ping(&mut self.out, false, LEAVING);
-        self.wake_driver();
-    }
-
-    /// The second phase of a shutdown.
-    pub(super) fn shutdown(&mut self) {
-        if self.closing || self.closed {
-            return;
-        }
-        self.closing = true;
-        let last = self.last_peer_stream;
-        self.goaway_sent = Some(last);
-        frame::put_goaway(&mut self.out, last, ErrorCode::NoError);
         self.wake_driver();
     }
 

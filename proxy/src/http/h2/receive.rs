@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::block::{self, BlockError};
-use super::connection::{CONNECTION_WINDOW, Connection, LEAVING, Role, STREAM_WINDOW, State};
+use super::connection::{CONNECTION_WINDOW, Connection, Role, STREAM_WINDOW, State};
 use super::frame::{self, ErrorCode, FrameHead, HEAD, MAX_PAYLOAD, PREFACE, flag, kind, setting};
 use super::stream::{Stream, StreamError, StreamState};
 use crate::clock;
@@ -521,8 +521,6 @@ fn ping(state: &mut State, head: FrameHead, payload: &[u8]) -> Result<(), FrameE
         if state.is_flooded() {
             return Err(Fatal(ErrorCode::EnhanceYourCalm));
         }
-    } else if payload == LEAVING && state.goaway_sent.is_some() {
-        state.shutdown();
     }
     Ok(())
 }
