@@ -539,3 +539,29 @@ pub fn own_addresses() -> Vec<IpAddr> {
     })
     .clone()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_connections_end_when_they_were_not_used_for_a_while_since_the_proxy_drains() {
+        let idle = IdleConnections::default();
+        let waker = Waker::noop();
+        let mut caller = idle.register(Phase::Draining);
+        let mut application = idle.register(Phase::Stopping);
+        let start = Instant::now();
+        clock::set(start + UNUSED);
+        assert!(!caller.must_end(waker), "the proxy does not drain");
+        idle.enter(Phase::Draining);
+        clock::set(start + UNUSED / 2);
+        assert!(!caller.must_end(waker), "it has just begun to drain");
+        clock::set(start + UNUSED * 3);
+        assert!(caller.must_end(waker));
+        assert!(!application.must_end(waker), "it still makes calls");
+        caller.begin();
+        assert!(!caller.must_end(waker), "it has just been used");
+        idle.enter(Phase::Stopping);
+        assert!(caller.must_end(waker) && application.must_end(waker));
+    }
+}
