@@ -548,10 +548,11 @@ mod tests {
     fn callers_connections_end_when_they_were_not_used_for_a_while_since_the_proxy_drains() {
         let idle = IdleConnections::default();
         let waker = Waker::noop();
+        let start = Instant::now();
+        clock::set(start - UNUSED * 2);
         let mut caller = idle.register(Phase::Draining);
         let mut application = idle.register(Phase::Stopping);
-        let start = Instant::now();
-        clock::set(start + UNUSED);
+        clock::set(start);
         assert!(!caller.must_end(waker), "the proxy does not drain");
         idle.enter(Phase::Draining);
         clock::set(start + UNUSED / 2);
