@@ -39,7 +39,7 @@ pub struct Worker {
     pub calls: ActiveCalls,
     /// Connections that wait for a request.
     pub idle: IdleConnections,
-    /// HTTP/2 connections, which are asked to leave when the proxy drains.
+    /// HTTP/2 connections, whose peers are asked to leave in time.
     pub served: ServedConnections,
     endpoints: RefCell<HashMap<(SocketAddr, bool), Rc<LocalEndpoint>>>,
     destinations: RefCell<HashMap<SocketAddr, Rc<LocalDestination>>>,
@@ -426,8 +426,7 @@ impl Drop for ServedGuard {
 /// Many clients lose a request that they begin when GOAWAY reaches them, though
 /// it could be sent again, hyper's among them. Those that are not proxies of the
 /// mesh are told together with the end of an answer, when they have just been
-/// served: of 1,500 connections with 20 requests a second each, told at any
-/// moment between two requests 30 lost one; told so, none.
+/// served (ARCHITECTURE.md says what that saves).
 async fn leave(connection: Rc<Connection>) {
     if connection.dialect() == Dialect::Standard {
         connection.announce_shutdown_with_answer();
@@ -441,20 +440,12 @@ async fn leave(connection: Rc<Connection>) {
 /// Connections of HTTP/1 between requests. Each answer of a proxy that drains
 /// ends its connection; one that is not used for a while then ends by itself,
 /// before the application is gone, and all do when the proxy stops.
+#[derive(Default)]
 pub struct IdleConnections {
     phase: Cell<Phase>,
-    phase_began: Cell<Instant>,
+    /// `None` in the first one.
+    phase_began: Cell<Option<Instant>>,
     wakers: RefCell<Slab<Waker>>,
-}
-
-impl Default for IdleConnections {
-    fn default() -> Self {
-        Self {
-            phase: Cell::default(),
-            phase_began: Cell::new(Instant::now()),
-            wakers: RefCell::default(),
-        }
-    }
 }
 
 /// A connection's place among the idle ones, until it is dropped.
@@ -479,7 +470,7 @@ impl IdleConnections {
     /// A phase has begun.
     pub fn enter(&self, phase: Phase) {
         self.phase.set(phase);
-        self.phase_began.set(Instant::now());
+        self.phase_began.set(Some(Instant::now()));
         self.look_again();
     }
 
@@ -492,8 +483,8 @@ impl IdleConnections {
 }
 
 impl IdleGuard<'_> {
-    /// A request has been answered, or the first is waited for.
-    pub fn begin(&mut self) {
+    /// A request has been answered: the next is waited for.
+    pub fn answered(&mut self) {
         self.since = clock::coarse();
     }
 
@@ -506,9 +497,14 @@ impl IdleGuard<'_> {
             None => self.key = Some(wakers.insert(waker.clone())),
         }
         let phase = self.idle.phase.get();
-        let since = self.since.max(self.idle.phase_began.get());
-        phase >= Phase::Stopping
-            || (phase >= self.leaves && clock::coarse().duration_since(since) >= UNUSED)
+        phase >= Phase::Stopping || (phase >= self.leaves && self.is_unused())
+    }
+
+    /// Whether no request has come for a while, all of it in this phase.
+    fn is_unused(&self) -> bool {
+        let began = self.idle.phase_began.get();
+        let since = began.map_or(self.since, |began| began.max(self.since));
+        clock::coarse().duration_since(since) >= UNUSED
     }
 }
 
@@ -560,7 +556,7 @@ mod tests {
         clock::set(start + UNUSED * 3);
         assert!(caller.must_end(waker));
         assert!(!application.must_end(waker), "it still makes calls");
-        caller.begin();
+        caller.answered();
         assert!(!caller.must_end(waker), "it has just been used");
         idle.enter(Phase::Stopping);
         assert!(caller.must_end(waker) && application.must_end(waker));

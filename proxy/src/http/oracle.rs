@@ -339,19 +339,26 @@ async fn echo(stream: Stream, head: RequestHead) {
     stream.send_end(trailers.as_ref());
 }
 
+/// Serves a connection, each request by [`echo`].
+fn serve_echo(io: TcpStream) -> Rc<Connection> {
+    let connection = Connection::new(Role::Server, Dialect::Standard);
+    let driven = connection.clone();
+    tokio::task::spawn_local(async move {
+        drive(driven, Io::plain(io), Vec::new(), |stream, head| {
+            tokio::task::spawn_local(echo(stream, head));
+        })
+        .await
+    });
+    connection
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
     #[test]
     fn a_client_of_h2_gets_back_what_it_sent(calls in proptest::collection::vec(call(), 1..8)) {
         run(async {
             let (client, server) = pair().await;
-            let connection = Connection::new(Role::Server, Dialect::Standard);
-            tokio::task::spawn_local(async move {
-                drive(connection, Io::plain(server), Vec::new(), |stream, head| {
-                    tokio::task::spawn_local(echo(stream, head));
-                })
-                .await
-            });
+            serve_echo(server);
             let (client, connection) = h2::client::handshake(client).await.unwrap();
             tokio::task::spawn_local(connection);
             let mut client = client.ready().await.unwrap();
@@ -436,16 +443,7 @@ proptest! {
 fn callers_are_asked_to_leave_with_the_answer_after_which_they_wait_for_none() {
     run(async {
         let (client, server) = pair().await;
-        let connection = Connection::new(Role::Server, Dialect::Standard);
-        tokio::task::spawn_local({
-            let connection = connection.clone();
-            async move {
-                drive(connection, Io::plain(server), Vec::new(), |stream, head| {
-                    tokio::task::spawn_local(echo(stream, head));
-                })
-                .await
-            }
-        });
+        let connection = serve_echo(server);
         let (client, driven) = h2::client::handshake(client).await.unwrap();
         let ended = tokio::task::spawn_local(driven);
         let mut client = client.ready().await.unwrap();

@@ -28,7 +28,6 @@ pub async fn serve_h1(side: &Side, io: Io) {
     let mut idle = side.worker().idle.register(side.leaves());
     loop {
         let Leg::H1(message) = &mut leg else { return };
-        idle.begin();
         match next_request(message, &mut idle).await {
             Ok(Some((head, framing))) => {
                 message.start_reading(framing);
@@ -38,6 +37,7 @@ pub async fn serve_h1(side: &Side, io: Io) {
                 if next == Next::Close {
                     break;
                 }
+                idle.answered();
             }
             Ok(None) => break,
             Err(error) => {
